@@ -1,0 +1,134 @@
+"""rrmove: get a file onto a flaky cluster node, whole and verified.
+
+The public face: all that embedders and authors of transports import. Names are loaded when they
+are first used, so that `import rrmove` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rrmove.care import clean, probe_node
+    from rrmove.errors import (
+        Fatal,
+        IntegrityError,
+        NoRouteError,
+        PluginError,
+        RRMoveError,
+        Transient,
+        TransportError,
+        Unusable,
+        UsageError,
+        foremost,
+    )
+    from rrmove.events import (
+        AttemptFailed,
+        AttemptStarted,
+        Committed,
+        ConnectionLost,
+        Event,
+        Finished,
+        Planned,
+        Probed,
+        Progressed,
+        Verified,
+        Waiting,
+    )
+    from rrmove.hooks import hookimpl
+    from rrmove.inventory import Inventory, load_inventory
+    from rrmove.knowledge import Knowledge, Life
+    from rrmove.manifest import Manifest, Range, merged, total
+    from rrmove.model import (
+        Address,
+        Attempt,
+        Estimate,
+        Node,
+        Options,
+        Outcome,
+        Plan,
+        Ports,
+        Refusal,
+        Request,
+        Source,
+        SSHSettings,
+        Step,
+    )
+    from rrmove.move import Preview, move, move_sync, preview, watch
+    from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
+    from rrmove.session import FilePart, Lane, Reply, Session
+    from rrmove.ssh.failures import NoLogin
+    from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
+
+_HOMES = {
+    "care": ("clean", "probe_node"),
+    "errors": (
+        "Fatal",
+        "IntegrityError",
+        "NoRouteError",
+        "PluginError",
+        "RRMoveError",
+        "Transient",
+        "TransportError",
+        "Unusable",
+        "UsageError",
+        "foremost",
+    ),
+    "events": (
+        "AttemptFailed",
+        "AttemptStarted",
+        "Committed",
+        "ConnectionLost",
+        "Event",
+        "Finished",
+        "Planned",
+        "Probed",
+        "Progressed",
+        "Verified",
+        "Waiting",
+    ),
+    "hooks": ("hookimpl",),
+    "inventory": ("Inventory", "load_inventory"),
+    "knowledge": ("Knowledge", "Life"),
+    "manifest": ("Manifest", "Range", "merged", "total"),
+    "model": (
+        "Address",
+        "Attempt",
+        "Estimate",
+        "Node",
+        "Options",
+        "Outcome",
+        "Plan",
+        "Ports",
+        "Refusal",
+        "Request",
+        "SSHSettings",
+        "Source",
+        "Step",
+    ),
+    "move": ("Preview", "move", "move_sync", "preview", "watch"),
+    "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
+    "session": ("FilePart", "Lane", "Reply", "Session"),
+    "ssh.failures": ("NoLogin",),
+    "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604, PLE0605  the table above, so that no name is written a third time
+    *sorted(_HOME),
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'rrmove' has no attribute {name!r}")
+    # The submodule may have the function's name (rrmove.move): the name means the function.
+    value = getattr(import_module(f"rrmove.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,85 @@
+"""The command `rrmove`: argv in, exit code out.
+
+Nothing that is slow to load is imported here: each command brings its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from rrmove.cli import failure
+from rrmove.cli.arguments import (
+    AutoCommand,
+    CleanCommand,
+    Command,
+    CompletionCommand,
+    DemoCommand,
+    NodesCommand,
+    PlanCommand,
+    PluginsCommand,
+    ProbeCommand,
+    parse,
+)
+from rrmove.cli.text import accept_any_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. No exception escapes, and no traceback is shown.
+
+    0 moved and verified; 1 failed; 2 usage; 3 no viable transport; 4 integrity; 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    accept_any_name()
+    try:
+        code = dispatch(parse(words))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        failure.let_the_reader_go()
+        return 1
+    except SystemExit as end:  # argparse ends so after --help and --version
+        return end.code if isinstance(end.code, int) else 1
+    except BaseException as error:  # noqa: BLE001 - the last frame before the user: see failure.py
+        return failure.report(error, words)
+    return code
+
+
+def dispatch(command: Command) -> int:
+    """Import the module of one command, and only that, and run it."""
+    match command:
+        case AutoCommand():
+            from rrmove.cli import auto
+
+            code = auto.run(command)
+        case PlanCommand():
+            from rrmove.cli import plan
+
+            code = plan.run(command)
+        case ProbeCommand():
+            from rrmove.cli import probe
+
+            code = probe.run(command)
+        case PluginsCommand():
+            from rrmove.cli import plugins
+
+            code = plugins.run(command)
+        case NodesCommand():
+            from rrmove.cli import nodes
+
+            code = nodes.run(command)
+        case CleanCommand():
+            from rrmove.cli import clean
+
+            code = clean.run(command)
+        case DemoCommand():
+            from rrmove.cli import demo
+
+            code = demo.run(command)
+        case CompletionCommand():
+            from rrmove.cli import completion
+
+            code = completion.run(command)
+    return code

@@ -1,0 +1,145 @@
+"""`rrmove auto`: one move, watched, and its outcome as a line or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rrmove.cli import failure, interrupt
+from rrmove.cli.jsonlines import JSONLines, outcome_object, unfinished_object
+from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.cli.progress import Watcher, amount, watcher
+from rrmove.cli.result import result_line
+from rrmove.cli.text import printable, say
+from rrmove.errors import RRMoveError
+
+if TYPE_CHECKING:
+    from rrmove.cli.arguments import AutoCommand
+    from rrmove.cli.tally import Tally
+    from rrmove.inventory import Inventory
+    from rrmove.model import Node, Outcome
+
+TICK = 0.25  # seconds between two looks at the clock
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What is to be moved where, looked up."""
+
+    source: Path
+    node: Node
+    inventory: Inventory
+
+
+def run(command: AutoCommand) -> int:
+    """Move the file and return the exit code. Raises what `move()` raises."""
+    if command.output.json:
+        return _in_json(command)
+    errand = _errand(command)
+    seen = watcher(errand.source.name, errand.node.name, command.output)
+    try:
+        outcome = _moved(command, errand, seen)
+    except KeyboardInterrupt:
+        seen.close()
+        say(_interrupted(seen.tally))
+        return interrupt.INTERRUPTED
+    finally:
+        seen.close()
+    if not command.output.quiet:
+        losses, verbose = seen.tally.losses, command.output.verbose
+        sys.stdout.write(result_line(outcome, losses=losses, verbose=verbose) + "\n")
+    return 0
+
+
+def _in_json(command: AutoCommand) -> int:
+    """Do the same for a program: whatever happens, the last line on stdout is an outcome."""
+    seen = JSONLines(quiet=command.output.quiet)
+    begun = time.monotonic()
+    node = command.targets[0]
+
+    def unfinished(error: str) -> dict[str, object]:
+        size = None
+        with contextlib.suppress(OSError, ValueError):
+            size = Path(command.source).stat().st_size
+        seconds = time.monotonic() - begun
+        return unfinished_object(command.source, node, size, seconds, error)
+
+    try:
+        errand = _errand(command)
+        node = errand.node.name
+        outcome = _moved(command, errand, seen)
+    except KeyboardInterrupt:
+        seen.finish(unfinished("interrupted"))
+        say(_interrupted(seen.tally))
+        return interrupt.INTERRUPTED
+    except BaseException as error:
+        cause = failure.innermost(error)
+        if isinstance(cause, RRMoveError) and cause.outcome is not None:
+            seen.finish(outcome_object(cause.outcome, str(cause)))
+        else:
+            seen.finish(unfinished(str(cause) or type(cause).__name__))
+        raise
+    seen.finish(outcome_object(outcome))
+    return 0
+
+
+def _errand(command: AutoCommand) -> Errand:
+    """Look everything up that the command names. Raises UsageError; may ask the name service."""
+    from rrmove.inventory import load_inventory
+
+    target = one_target(command.source, command.targets)
+    source = source_file(command.source)
+    inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
+    return Errand(source, one_node(command.source, target, inventory), inventory)
+
+
+def _moved(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
+    outcome = interrupt.run(_move(command, errand, seen), tidy=seen.close)
+    if not outcome.ok:
+        error = RRMoveError(outcome.error or "the move failed", node=outcome.request.node.name)
+        error.outcome = outcome
+        raise error
+    return outcome
+
+
+async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
+    options = command.options
+    ticking = asyncio.create_task(_tick(seen))
+    try:
+        from rrmove.move import move
+
+        return await move(
+            errand.source,
+            errand.node,
+            only=options.only,
+            without=options.without,
+            limit_rate=options.limit_rate,
+            deadline=options.deadline,
+            sha256=options.sha256,
+            inventory=errand.inventory,
+            ssh=command.access.ssh,
+            on_event=seen,
+        )
+    finally:
+        ticking.cancel()
+
+
+async def _tick(seen: Watcher) -> None:
+    while True:
+        await asyncio.sleep(TICK)
+        seen.tick()
+
+
+def _interrupted(tally: Tally) -> str:
+    if not tally.begun:
+        return "rrmove: interrupted before anything was sent"
+    there = f"{amount(tally.durable, tally.size)} are on {printable(tally.node)}"
+    return (
+        f"rrmove: interrupted; {there}, in a part file that stays there\n"
+        f"{failure.INDENT}Run the same command again to go on from there"
+    )

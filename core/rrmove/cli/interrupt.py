@@ -1,0 +1,86 @@
+"""Running a coroutine until it ends, or until the user does: Ctrl-C, SIGTERM, a closed terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rrmove.cli.text import say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from types import FrameType
+
+T = TypeVar("T")
+
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run(main: Coroutine[Any, Any, T], *, tidy: Callable[[], None] = lambda: None) -> T:
+    """Run `main` to its end; the first signal cancels it, the second ends the process at once.
+
+    Raises KeyboardInterrupt when a signal ended it. `tidy` is called before the process ends at
+    once, to leave the terminal as it was.
+    """
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        stop = _Stop(loop, tidy)
+        with stop.listening():
+            try:
+                return runner.run(stop.watch(main))
+            except asyncio.CancelledError:
+                if stop.asked:
+                    raise KeyboardInterrupt from None
+                raise
+
+
+class _Stop:
+    """What signals do while a coroutine runs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, tidy: Callable[[], None]) -> None:
+        self.asked = False
+        self._loop = loop
+        self._tidy = tidy
+        self._task: asyncio.Task[Any] | None = None
+
+    async def watch(self, main: Coroutine[Any, Any, T]) -> T:
+        self._task = asyncio.current_task()
+        if self.asked:
+            main.close()
+            raise asyncio.CancelledError
+        return await main
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals, but for those that are ignored: `nohup` and `&` mean it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        # A handler set with the loop's own add_signal_handler would wait for a loop that is busy.
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        ours = [number for number, was in before.items() if was is not signal.SIG_IGN]
+        for number in ours:
+            signal.signal(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in ours:
+                signal.signal(number, before[number])
+
+    def _signalled(self, number: int, _frame: FrameType | None) -> None:
+        del number
+        if self.asked:
+            self._tidy()
+            say("rrmove: ended at once; what it started may take a moment to notice")
+            os._exit(INTERRUPTED)
+        self.asked = True
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

@@ -1,0 +1,56 @@
+"""`rrmove nodes`: the nodes that can be named, from the inventory and from ssh_config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rrmove.cli.jsonlines import dumps
+from rrmove.cli.table import columns, show
+from rrmove.cli.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rrmove.cli.arguments import NodesCommand
+    from rrmove.inventory import Listed
+
+HEAD = ("NODE", "HOST", "PORT", "USER", "PROVIDER", "TAGS", "FROM")
+
+
+def run(command: NodesCommand) -> int:
+    """List them. Raises UsageError where the inventory or ssh_config is broken."""
+    from rrmove.inventory import load_inventory
+
+    inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
+    if command.names:  # for completion, which cannot wait for ssh to be asked about each
+        names = [*inventory.nodes, *inventory.ssh_hosts]
+        show(sorted({printable(name) for name in names}))
+        return 0
+    rows = inventory.listing()
+    if command.output.json:
+        show(map(dumps, rows))
+    else:
+        show(describe(rows))
+    return 0
+
+
+def describe(rows: Sequence[Listed]) -> list[str]:
+    """Put the nodes into a table."""
+    if not rows:
+        return [
+            "No node is known by name yet; user@host always works",
+            "    Add nodes to ./rrmove.toml or to your ssh_config: each Host there is a node",
+        ]
+    cells = [
+        (
+            row.name,
+            row.host or "?",
+            str(row.port or ""),
+            row.user or "",
+            row.provider or "",
+            ", ".join(row.tags),
+            row.origin,
+        )
+        for row in rows
+    ]
+    return columns(cells, HEAD, right=(2,))

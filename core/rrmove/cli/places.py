@@ -1,0 +1,111 @@
+"""SOURCE and TARGET as they were typed: which kind of place each of them names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rrmove.cli.text import printable
+from rrmove.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rrmove.inventory import Inventory
+    from rrmove.model import Node
+
+Kind = Literal["local", "remote", "url", "stdin"]
+
+MANY = 6  # commands that a remedy spells out
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+# NODE:PATH. A colon after a slash belongs to a local path, as with scp; the colons of an IPv6
+# address are in brackets.
+_REMOTE = re.compile(r"(?P<node>(?:[^/:@\[]*@)?(?:\[[^\]/]*\]|[^/:\[]+)):(?P<path>.*)", re.DOTALL)
+
+
+def kind(text: str) -> Kind:
+    """Tell what a SOURCE is. A local path begins with . or / or ~, or exists."""
+    if text == "-":
+        return "stdin"
+    if text.startswith((".", "/", "~")) or Path(text).exists():
+        return "local"
+    if _URL.match(text):
+        return "url"
+    return "remote" if _REMOTE.fullmatch(text) else "local"
+
+
+def source_file(text: str) -> Path:
+    """Take a SOURCE that can be moved today: a local file. Raises UsageError for all others."""
+    from rrmove.model import Source
+
+    shown = printable(text)
+    match kind(text):
+        case "stdin":
+            raise UsageError(
+                "standard input cannot be moved: a move that can be resumed reads its source again",
+                remedy="Write it to a file first",
+            )
+        case "url":
+            raise UsageError(
+                f"{shown} is a URL, and only local files can be moved so far",
+                remedy=f"Fetch it first: `curl -fLO {shown}`",
+            )
+        case "remote":
+            raise UsageError(
+                f"{shown} is not here: files can only be moved to a node so far, not from one",
+                remedy=f"A local file whose name has a colon is written ./{shown}",
+            )
+        case "local":
+            return Source.of(text).path
+
+
+def one_target(source: str, targets: Sequence[str]) -> str:
+    """Take the target of a move, which has to be one so far. Raises UsageError."""
+    from rrmove.inventory import parse_target
+
+    if not Path(source).exists() and Path(targets[-1]).is_file():
+        raise UsageError(
+            f"there is no file {printable(source)}",
+            remedy=f"The source comes first: `rrmove auto {printable(targets[-1])} {printable(source)}`",
+        )
+    for target in targets:
+        parse_target(target)
+    if len(targets) > 1:
+        raise UsageError(
+            f"a move has one target so far, and these are {len(targets)}",
+            remedy=_once_for_each(source, targets),
+        )
+    return targets[0]
+
+
+def one_node(source: str, target: str, inventory: Inventory) -> Node:
+    """Look up the target of a move: its node, with the destination there. Raises UsageError."""
+    found = inventory.resolve(target)
+    if len(found) > 1:
+        raise UsageError(
+            f"{printable(target)} means {len(found)} nodes, and a move has one target so far",
+            remedy=_once_for_each(source, [f"{node.name}:{path}" if path else node.name for node, path in found]),
+        )
+    node, path = found[0]
+    return replace(node, destination=path or None)
+
+
+def single(found: Sequence[tuple[Node, str]], target: str) -> Node:
+    """Take the one node that a word means. Raises UsageError where a tag means several."""
+    if len(found) > 1:
+        names = ", ".join(printable(node.name) for node, _ in found)
+        raise UsageError(
+            f"{printable(target)} means {len(found)} nodes, and this takes one",
+            remedy=f"Name one of {names}",
+        )
+    return found[0][0]
+
+
+def _once_for_each(source: str, targets: Sequence[str]) -> str:
+    commands = ["  " + shlex.join(("rrmove", "auto", source, target)) for target in targets[:MANY]]
+    more = [f"  and so on, for {len(targets) - MANY} more"] if len(targets) > MANY else []
+    return "\n".join(("Run it once for each:", *commands, *more))

@@ -1,0 +1,137 @@
+"""`rrmove plan`: the ranking, the sums behind it, who was refused, and what former moves took."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rrmove.cli import interrupt
+from rrmove.cli.jsonlines import dumps
+from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.cli.table import columns, show
+from rrmove.cli.text import printable
+from rrmove.units import format_seconds, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rrmove.cli.arguments import PlanCommand
+    from rrmove.model import Estimate
+    from rrmove.move import Preview
+
+NO_ROUTE = 3
+HISTORY = 10  # former moves that are shown
+
+
+def run(command: PlanCommand) -> int:
+    """Show the plan; 3 where no transport can serve. Raises what `preview()` raises."""
+    seen = interrupt.run(_look(command))
+    show([dumps(plan_object(seen))] if command.output.json else describe(seen))
+    return 0 if seen.plan.steps else NO_ROUTE
+
+
+async def _look(command: PlanCommand) -> Preview:
+    from rrmove.inventory import load_inventory
+    from rrmove.move import preview
+
+    target = one_target(command.source, (command.target,))
+    source = source_file(command.source)
+    access, options = command.access, command.options
+    inventory = load_inventory(access.nodes, ssh_config=access.ssh_config)
+    return await preview(
+        source,
+        one_node(command.source, target, inventory),
+        only=options.only,
+        without=options.without,
+        limit_rate=options.limit_rate,
+        deadline=options.deadline,
+        sha256=options.sha256,
+        inventory=inventory,
+        ssh=access.ssh,
+    )
+
+
+def describe(seen: Preview) -> Iterator[str]:
+    """Put a plan into lines."""
+    request, plan = seen.request, seen.plan
+    source, node = request.source, request.node
+    place = f"{node.name}:{request.destination}" if request.destination else node.name
+    yield printable(f"{source.name} -> {place}: {_to_send(seen)}")
+    yield ""
+    if plan.steps:
+        rows = [
+            (
+                str(rank),
+                step.transport,
+                format_seconds(step.estimate.seconds),
+                terms(step.estimate),
+                step.reason,
+            )
+            for rank, step in enumerate(plan.steps, 1)
+        ]
+        yield from columns(rows, ("RANK", "TRANSPORT", "EXPECTED", "SUM", "REASON"), right=(0, 2))
+    else:
+        yield "No transport can serve."
+    if plan.refusals:
+        yield ""
+        refused = [(refusal.transport, refusal.reason) for refusal in plan.refusals]
+        yield from columns(refused, ("REFUSED", "WHY"))
+    if history := seen.knowledge.history[:HISTORY]:
+        yield ""
+        past = [
+            (transport, format_seconds(predicted), format_seconds(actual), off(predicted, actual))
+            for transport, predicted, actual in history
+        ]
+        yield from columns(past, ("BEFORE", "PREDICTED", "TOOK", "OFF BY"), right=(1, 2, 3))
+
+
+def _to_send(seen: Preview) -> str:
+    size = seen.request.source.size
+    if not seen.missing:
+        return f"all {format_size(size)} are there already"
+    if seen.missing < size:
+        return f"{format_size(seen.missing)} of {format_size(size)} to send, the rest is there"
+    return f"{format_size(size)} to send"
+
+
+def terms(estimate: Estimate) -> str:
+    """Give the sum behind an estimate: `1.3 s connect + 46 s data`."""
+    parts = [f"{format_seconds(seconds)} {what}" for what, seconds in estimate.terms]
+    if len(parts) == 1:
+        parts = [what for what, _ in estimate.terms]  # its seconds are the total beside it
+    return "; ".join(filter(None, (" + ".join(parts), estimate.note)))
+
+
+def off(predicted: float, actual: float) -> str:
+    """Give by how much a prediction was wrong: `+12 %` where it took longer."""
+    if not 0 < predicted < float("inf"):
+        return ""
+    return f"{(actual - predicted) / predicted * 100:+.0f} %"
+
+
+def plan_object(seen: Preview) -> dict[str, object]:
+    """Give a plan for programs; seconds that are infinite are null."""
+    request, plan = seen.request, seen.plan
+    return {
+        "source": str(request.source.path),
+        "node": request.node.name,
+        "destination": request.destination or None,
+        "size": request.source.size,
+        "missing": seen.missing,
+        "digest": seen.digest,
+        "steps": [
+            {
+                "rank": rank,
+                "transport": step.transport,
+                "seconds": step.estimate.seconds,
+                "terms": [{"what": what, "seconds": seconds} for what, seconds in step.estimate.terms],
+                "note": step.estimate.note,
+                "reason": step.reason,
+            }
+            for rank, step in enumerate(plan.steps, 1)
+        ],
+        "refusals": [{"transport": refusal.transport, "reason": refusal.reason} for refusal in plan.refusals],
+        "history": [
+            {"transport": transport, "predicted": predicted, "actual": actual}
+            for transport, predicted, actual in seen.knowledge.history
+        ],
+    }

@@ -1,0 +1,112 @@
+"""What happens during a move, as frozen values for whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rrmove.model import Attempt, Outcome, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """The node was looked at; `facts` are printable, `cached` says that they were known before."""
+
+    node: str
+    facts: Mapping[str, str]
+    seconds: float
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """The transports were ranked."""
+
+    node: str
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptStarted:
+    """A transport begins; `missing` bytes are not on the node yet, of `size`."""
+
+    node: str
+    transport: str
+    missing: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """`durable` bytes of `size` are written on the node; never goes back within an attempt."""
+
+    node: str
+    durable: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLost:
+    """A connection died after `age` seconds and `carried` bytes; the move goes on."""
+
+    node: str
+    transport: str
+    reason: str
+    age: float
+    carried: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """A transport gave up."""
+
+    node: str
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nothing is done for `seconds`, because of `reason`."""
+
+    node: str
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Every byte of the part file was read back on the node and matches the source."""
+
+    node: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The file stands under its name; `destination` is absolute."""
+
+    node: str
+    destination: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The move is over, well or not; always the last event of a request."""
+
+    node: str
+    outcome: Outcome
+
+
+Event = (
+    Probed
+    | Planned
+    | AttemptStarted
+    | Progressed
+    | ConnectionLost
+    | AttemptFailed
+    | Waiting
+    | Verified
+    | Committed
+    | Finished
+)
+Emit = Callable[[Event], None]

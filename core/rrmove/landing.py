@@ -1,0 +1,269 @@
+"""The landing: the part file on the node; its survey, what is missing, verification and commit.
+
+The core alone decides here whether a file has arrived. What it goes by is what the node reads back
+from the part file, chunk by chunk, against the manifest; never what a transport says it has sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from rrmove.errors import Fatal, IntegrityError, Transient, UsageError
+from rrmove.manifest import BLOCK, Manifest, Range, digest_of, merged, total
+from rrmove.retry import ask, persistently
+from rrmove.ssh.failures import StaleError
+
+if TYPE_CHECKING:
+    from rrmove.model import Request
+    from rrmove.session import Lane, Reply, Session
+
+BATCH = 64 << 20  # bytes hashed for one answer: about 50 ms to 1 s of work, so the link never looks dead
+HOPELESS = 4  # times that one chunk may arrive wrong before the part file is put aside
+OLD = 7 * 86400.0  # s after which a part file that nobody touches is swept
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a file would land, and what is there now; sizes in bytes, None where nothing is."""
+
+    target: str
+    part: str
+    journal: str
+    directory: str
+    nearest: str
+    free: int
+    writable: bool
+    size: int | None
+    kind: str | None
+    part_size: int | None
+    held: int
+
+
+def part_id(manifest: Manifest, request: Request) -> str:
+    """Name a part after its content and where it goes, so that different contents never share one."""
+    words = "\0".join((manifest.root, request.destination, request.source.name))
+    return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+async def locate(session: Session, request: Request, manifest: Manifest) -> Place:
+    """Ask the node where the file would land; changes nothing there."""
+    fields = await ask(
+        session,
+        "locate",
+        destination=request.destination,
+        name=request.source.name,
+        key=part_id(manifest, request),
+    )
+    place = Place(**{key: fields.get(key) for key in Place.__dataclass_fields__})  # type: ignore[arg-type]
+    node = request.node.name
+    if place.kind == "directory":
+        raise UsageError(
+            f"{place.target!r} is a directory", node=node, remedy="Name another destination, or remove it there"
+        )
+    if place.kind == "other":
+        raise UsageError(f"{place.target!r} is no regular file", node=node, remedy="Name another destination")
+    return place
+
+
+class PartFile:
+    """One part file and what is known of it; serves transports as `rrmove.transport.Landing`."""
+
+    def __init__(self, session: Session, request: Request, manifest: Manifest, place: Place) -> None:
+        self._session, self._request, self._manifest = session, request, manifest
+        self.place = place
+        self._verified = bytearray(manifest.count)
+        self._wrong: dict[int, int] = {}
+        self._ino: str | None = None
+        self.foreign = place.part_size is not None  # who wrote what is there may still be writing
+        self.reused = 0
+
+    @property
+    def part(self) -> str:
+        """The part file's absolute path on the node."""
+        return self.place.part
+
+    @property
+    def missing(self) -> tuple[Range, ...]:
+        """What has not been verified, as far as is known without asking."""
+        manifest = self._manifest
+        return merged(manifest.chunk(i) for i in range(manifest.count) if not self._verified[i])
+
+    async def arrived(self) -> bool:
+        """Tell whether the target has this very content already."""
+        if self.place.size != self._manifest.size:
+            return False
+        everything = range(self._manifest.count)
+        return not await self._wrong_chunks(self.place.target, everything)
+
+    async def open(self) -> None:
+        """Make the part file ready: directories, free space, full size. A repeat loses nothing.
+
+        Raises Fatal where the disk is too full or the directory may not be written to.
+        """
+        manifest, place = self._manifest, self.place
+        holes = sum(manifest.chunk(i).length for i in range(manifest.count) if manifest.is_hole(i))
+        note = {
+            "target": place.target,
+            "size": manifest.size,
+            "grain": manifest.grain,
+            "root": manifest.root,
+            "begun": int(time.time()),
+            "from": f"{os.uname().nodename}:{os.getpid()}",
+        }
+        fields = await ask(
+            self._session,
+            "open",
+            part=place.part,
+            journal=place.journal,
+            note=note,
+            size=manifest.size,
+            need=max(0, manifest.size - holes - place.held),
+        )
+        self._is_now(cast("str | None", fields["ino"]))
+        self.place = await locate(self._session, self._request, manifest)
+
+    async def survey(self, *, everything: bool = False) -> tuple[Range, ...]:
+        """Read back what has not been verified yet, or `everything`, and give what is missing."""
+        if self.foreign:
+            # A transport that was cut off may have left its writer behind; it goes before we look.
+            await ask(self._session, "evict", part=self.part)
+        if everything:
+            self._verified = bytearray(self._manifest.count)
+        await self._survey_rest()
+        return self.missing
+
+    async def verify(self) -> tuple[Range, ...]:
+        """Have every byte read back that somebody may have touched; what is missing then is the truth."""
+        missing = await self.survey(everything=self.foreign)
+        self.foreign = False
+        return missing
+
+    async def check(self, chunks: Sequence[int], lane: Lane | None = None) -> tuple[int, ...]:
+        """Read back and verify chunks over the given lane; gives those that are wrong."""
+        wrong = await self._wrong_chunks(self.part, chunks, lane)
+        for index in wrong:
+            await self._blame(index)
+        return tuple(wrong)
+
+    async def trim(self, size: int) -> None:
+        """Cut the part file to `size` bytes; what was verified beyond is forgotten."""
+        await ask(self._session, "trim", part=self.part, size=size)
+        for index in range(size // self._manifest.grain, self._manifest.count):
+            self._verified[index] = 0
+
+    async def commit(self) -> str:
+        """Sync the part file and rename it to the target; gives the target's path.
+
+        Only what has been verified is committed: raises Transient where the part file is not the
+        one that was. A repeat after the rename finds the target in place and succeeds.
+        """
+        if self.missing or self.foreign:
+            raise IntegrityError("not everything has been verified", node=self._request.node.name)
+        source, place = self._request.source, self.place
+        if not source.unchanged():
+            raise self._changed()
+
+        async def once() -> None:
+            lane = await self._session.control()
+            await lane.call(
+                "commit",
+                part=place.part,
+                journal=place.journal,
+                target=place.target,
+                size=self._manifest.size,
+                ino=self._ino,
+                mode=source.mode,
+                mtime_ns=source.mtime_ns,
+                check=[],
+            )
+
+        try:
+            await persistently(once)
+        except StaleError:
+            # The answer to an earlier commit may have been lost with its connection.
+            self.place = await locate(self._session, self._request, self._manifest)
+            if self.place.part_size is not None or not await self.arrived():
+                self._is_now(None)
+                raise
+        return place.target
+
+    async def quarantine(self) -> str:
+        """Put the part file aside under another name, so that nobody continues it."""
+        fields = await ask(self._session, "quarantine", part=self.part, journal=self.place.journal)
+        return str(fields["path"])
+
+    # What is on the disk
+
+    def _is_now(self, ino: str | None) -> None:
+        """Forget everything when the part file is another one than before: wiped, or replaced."""
+        if ino != self._ino:
+            self._ino = ino
+            self._verified = bytearray(self._manifest.count)
+
+    async def _survey_rest(self) -> None:
+        for _ in range(3):  # a part that is replaced while we read it is read again
+            rest = [i for i in range(self._manifest.count) if not self._verified[i]]
+            ino = self._ino
+            await self._wrong_chunks(self.part, rest)
+            if self._ino == ino or ino is None:
+                return
+
+    async def _wrong_chunks(self, path: str, chunks: Sequence[int], lane: Lane | None = None) -> list[int]:
+        """Compare chunks of a file on the node with the manifest; a part's good ones are remembered."""
+        manifest, wrong = self._manifest, list[int]()
+        step = max(1, BATCH // manifest.grain)
+        batches = [chunks[at : at + step] for at in range(0, len(chunks), step)] or [chunks[:0]]
+        for batch in batches:
+            spans = [[manifest.chunk(i).start, manifest.chunk(i).length] for i in batch]
+            if lane is None:
+                fields = await ask(self._session, "hash", path=path, spans=spans)
+            else:
+                reply: Reply = await lane.call("hash", path=path, spans=spans)
+                fields = dict(reply.fields)
+            if path == self.part:
+                self._is_now(cast("str | None", fields["ino"]))
+            for index, digest in zip(batch, cast("list[str | None]", fields["digests"]), strict=True):
+                good = digest == manifest.digest(index)
+                if not good:
+                    wrong.append(index)
+                if path == self.part:
+                    self._verified[index] = good
+        return wrong
+
+    async def _blame(self, index: int) -> None:
+        """Find out whose fault a wrong chunk is: the source's, which has changed, or the link's."""
+        request, item = self._request, self._manifest.chunk(index)
+        if not request.source.unchanged() or await asyncio.to_thread(self._source_digest, item) != self._manifest.digest(
+            index
+        ):
+            raise self._changed()
+        self._wrong[index] = self._wrong.get(index, 0) + 1
+        if self._wrong[index] >= HOPELESS:
+            raise IntegrityError(
+                f"bytes {item.start} to {item.stop} arrive wrong again and again ({self._wrong[index]} times)",
+                node=request.node.name,
+                remedy="Look for what alters data on the way: a proxy, faulty memory or disk",
+            )
+
+    def _source_digest(self, item: Range) -> str:
+        try:
+            with self._request.source.path.open("rb") as file:
+                return digest_of(file.fileno(), item, memoryview(bytearray(BLOCK))).hex()
+        except OSError as error:
+            raise self._changed() from error
+
+    def _changed(self) -> Fatal:
+        return Fatal(
+            f"{str(self._request.source.path)!r} was changed while it was sent; nothing was committed",
+            node=self._request.node.name,
+            remedy="Run the same command again when nobody writes to the file",
+        )
+
+
+__all__ = ["OLD", "PartFile", "Place", "Transient", "locate", "part_id", "total"]

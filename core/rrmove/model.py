@@ -1,0 +1,257 @@
+"""The nouns: frozen values that the whole of rrmove speaks in."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from rrmove.errors import UsageError
+
+DATA_PORT = 8780  # the fleet's HTTP data server
+TORRENT_PORT = 6881  # BitTorrent's and its DHT's customary port
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One way to name a node on a network."""
+
+    host: str
+    kind: Literal["lan", "public", "tailscale"] = "public"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SSHSettings:
+    """What to tell `ssh` beyond the node's name; None leaves it to ssh_config.
+
+    `host` is what is given to ssh as destination (default: the node's name), `config` replaces
+    the user's ssh_config as `ssh -F` does.
+    """
+
+    host: str | None = None
+    port: int | None = None
+    user: str | None = None
+    identity: Path | None = None
+    config: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The TCP ports of a node that may be open besides SSH; the torrent port is UDP too."""
+
+    data: int = DATA_PORT
+    torrent: int = TORRENT_PORT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A machine that files are moved to. `limit_rate` is in bytes a second."""
+
+    name: str
+    addresses: tuple[Address, ...] = ()
+    ssh: SSHSettings = field(default_factory=SSHSettings)
+    provider: str | None = None
+    tags: frozenset[str] = frozenset()
+    destination: str | None = None
+    limit_rate: float | None = None
+    ports: Ports = field(default_factory=Ports)
+    extra: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A local file as it was when the move was asked for.
+
+    `size` is in bytes, `mtime_ns` in nanoseconds since the epoch; `ctime_ns`, `device` and
+    `inode` serve to notice that the file changed under our hands.
+    """
+
+    path: Path
+    name: str
+    size: int
+    mode: int
+    mtime_ns: int
+    ctime_ns: int
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: str | Path) -> Source:
+        """Look at a file. Raises UsageError where it is missing, unreadable or no regular file."""
+        path = Path(path)
+        try:
+            seen = path.stat()
+            if stat.S_ISREG(seen.st_mode):
+                path.open("rb").close()
+        except OSError as error:
+            raise UsageError(
+                f"cannot read {str(path)!r}: {error.strerror or error}",
+                remedy="Check the path and its permissions",
+            ) from error
+        if stat.S_ISDIR(seen.st_mode):
+            raise UsageError(
+                f"{str(path)!r} is a directory; only single files can be moved so far",
+                remedy="Pack it first, for example with `tar -cf NAME.tar DIRECTORY`",
+            )
+        if not stat.S_ISREG(seen.st_mode):
+            raise UsageError(f"{str(path)!r} is not a regular file")
+        return cls(
+            path=path,
+            name=path.name,
+            size=seen.st_size,
+            mode=stat.S_IMODE(seen.st_mode),
+            mtime_ns=seen.st_mtime_ns,
+            ctime_ns=seen.st_ctime_ns,
+            device=seen.st_dev,
+            inode=seen.st_ino,
+        )
+
+    def unchanged(self) -> bool:
+        """Tell whether the file is still the one that was looked at."""
+        try:
+            return Source.of(self.path) == self
+        except UsageError:
+            return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the user asked for beyond source and target.
+
+    `only` and `without` are transport names; `limit_rate` is in bytes a second; `deadline` in
+    seconds from the start; `sha256` the whole file's expected digest in hex.
+    """
+
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    limit_rate: float | None = None
+    deadline: float | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One file to one place on one node.
+
+    `destination` is as the user wrote it: a directory (it ends in `/` or turns out to be one), a
+    file, or empty for the node's own default. Relative paths start at the node's home.
+    """
+
+    source: Source
+    node: Node
+    destination: str = ""
+    options: Options = field(default_factory=Options)
+
+
+Resume = Literal["exact", "rescan", "none"]
+Route = Literal["ssh", "direct", "reverse", "swarm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected seconds of a step, and the sum they come from.
+
+    `terms` are (what, seconds) in the order in which they are added; `seconds` is infinite where
+    the transport would never finish on this link, and `note` then says why.
+    """
+
+    seconds: float
+    terms: tuple[tuple[str, float], ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A transport that may be tried, with what it is expected to cost."""
+
+    transport: str
+    estimate: Estimate
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A transport that cannot serve, and why."""
+
+    transport: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The ranking: steps from best to last resort, and who was refused."""
+
+    steps: tuple[Step, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+
+FailureKind = Literal["transient", "unusable", "fatal", "integrity"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What came of one run of one transport.
+
+    `started` is in seconds since the epoch, `bytes_sent` what it put on the wire as it reported
+    it, `gained` how many bytes of the file are on the node now that were not there before.
+    """
+
+    transport: str
+    started: float
+    seconds: float
+    bytes_sent: int
+    gained: int
+    error: str | None = None
+    failure: FailureKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Run this step next, after waiting `after` seconds."""
+
+    step: Step
+    after: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Succeed:
+    """All bytes are there: verify and commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Nothing is left that makes sense."""
+
+    reason: str
+
+
+Action = Try | Succeed | GiveUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a request.
+
+    `digest` is ALGORITHM:HEX of what was verified on the node, None where nothing was committed;
+    `destination` the absolute path there; `bytes_sent` went over the link in all attempts,
+    `bytes_reused` were on the node already.
+    """
+
+    request: Request
+    plan: Plan
+    attempts: tuple[Attempt, ...] = ()
+    destination: str | None = None
+    digest: str | None = None
+    bytes_sent: int = 0
+    bytes_reused: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the file is on the node under its name, verified."""
+        return self.digest is not None and self.error is None

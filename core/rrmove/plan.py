@@ -1,0 +1,142 @@
+"""The ranking: which transports may serve a request, in which order, and who was refused. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from rrmove.errors import NoRouteError, UsageError
+from rrmove.estimate import estimate, link_of
+from rrmove.model import Plan, Refusal, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rrmove.estimate import Link
+    from rrmove.knowledge import Knowledge, Life
+    from rrmove.model import Estimate, Node, Options, Request
+    from rrmove.probe import Facts
+    from rrmove.transport import Transport
+
+FLOOR = "chunked"  # needs one open port and nothing installed: leads where nothing else is finite
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hidden
+    request: Request,
+    facts: Facts,
+    knowledge: Knowledge,
+    transports: Mapping[str, Transport],
+    *,
+    missing: int | None = None,
+    problems: Mapping[str, str] = _NONE,
+    seen: Sequence[Life] = (),
+) -> Plan:
+    """Rank the transports by the seconds they are expected to take; ties by name.
+
+    `missing` are the bytes that are not on the node yet (default: all of them); `problems` are
+    the plugins that could not be loaded, with the reason; `seen` the connections that this very
+    move has lost. A transport that would never finish comes after all that would. One whose
+    `refuse` raises or answers nonsense is refused, with what it said. Raises UsageError where the
+    options name a transport that does not exist. The plan may be empty: see `require_route`.
+    """
+    _check_names(request.options, [*transports, *problems])
+    size = request.source.size
+    missing = size if missing is None else missing
+    link = _limited(link_of(request.node, facts, knowledge, seen), request.options)
+    refusals = [Refusal(name, reason) for name, reason in problems.items()]
+    ranking: list[tuple[tuple[float, int, str], Step]] = []
+    for name, transport in transports.items():
+        reason = _left_out(name, request.options) or _refused(transport, request, facts)
+        if reason is not None:
+            refusals.append(Refusal(name, reason))
+            continue
+        try:
+            expected = estimate(
+                transport.capabilities,
+                missing=missing,
+                size=size,
+                link=link,
+                transport=name,
+                knowledge=knowledge,
+            )
+            ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
+        except Exception as error:  # noqa: BLE001 - it is a guest, and must not end the plan
+            refusals.append(Refusal(name, f"its capabilities are unusable: {_said(error)}"))
+    ranking.sort(key=lambda ranked: ranked[0])
+    refusals.sort(key=lambda refusal: refusal.transport)
+    return Plan(tuple(step for _, step in ranking), tuple(refusals))
+
+
+def require_route(plan: Plan, node: Node) -> Plan:
+    """Give the plan back, or raise NoRouteError with its refusals where no step is left."""
+    if plan.steps:
+        return plan
+    raise NoRouteError(
+        "no transport can serve",
+        refusals=plan.refusals,
+        node=node.name,
+        tried=", ".join(refusal.transport for refusal in plan.refusals) or None,
+        remedy=f"`rrmove plan` says why each was refused, `rrmove doctor {node.name}` what to mend",
+    )
+
+
+_RESUME = ("exact", "rescan", "none")  # the less a loss costs, the better a last resort
+
+
+def _ranked(name: str, expected: Estimate, resume: int) -> tuple[tuple[float, int, str], Step]:
+    seconds, reason = expected.seconds, expected.note
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError(f"they give {seconds} seconds")
+    if math.isinf(seconds):
+        last = -1 if name == FLOOR else resume
+        reason = f"a last resort, not expected to finish: {reason}"
+        return (seconds, last, name), Step(name, expected, reason)
+    if name == FLOOR:
+        reason = f"{reason}; needs nothing but SSH"
+    return (seconds, 0, name), Step(name, expected, reason)
+
+
+def _limited(link: Link, options: Options) -> Link:
+    limits = [limit for limit in (link.limit_rate, options.limit_rate) if limit is not None]
+    return replace(link, limit_rate=min(limits, default=None))
+
+
+def _left_out(name: str, options: Options) -> str | None:
+    if name in options.without:
+        return "left out: --without names it"
+    if options.only and name not in options.only:
+        return f"left out: --only {','.join(options.only)}"
+    return None
+
+
+def _refused(transport: Transport, request: Request, facts: Facts) -> str | None:
+    try:
+        answer: object = transport.refuse(request, facts)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is a guest, and must not end the plan
+        return f"its refuse() failed: {_said(error)}"
+    if not answer:
+        return None
+    return answer if isinstance(answer, str) else f"its refuse() answered {answer!r}, not a reason"
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _check_names(options: Options, known: Sequence[str]) -> None:
+    for option, names in (("--only", options.only), ("--without", options.without)):
+        for name in names:
+            if name in known:
+                continue
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            there = ", ".join(near or sorted(known)) or "none"
+            word = "Did you mean" if near else "There are"
+            end = "?" if near else ""
+            raise UsageError(
+                f"{option} names the transport {name!r}, which does not exist",
+                remedy=f"{word}: {there}{end}",
+            )

@@ -1,0 +1,163 @@
+"""The setting of one move: everything it needs from its surroundings, opened and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rrmove import manifest as manifests
+from rrmove.discovery import discover
+from rrmove.errors import UsageError
+from rrmove.experience import Experience
+from rrmove.gather import gather
+from rrmove.hooks import load_hooks
+from rrmove.inventory import load_inventory
+from rrmove.model import Node, Request, Source
+from rrmove.probe import STANDARD
+from rrmove.rate import TokenBucket
+from rrmove.retry import persistently
+from rrmove.ssh.config import direct, effective
+from rrmove.ssh.login import SSHSession
+
+if TYPE_CHECKING:
+    from rrmove.discovery import Registry
+    from rrmove.events import Event
+    from rrmove.hooks import Hooks
+    from rrmove.inventory import Inventory
+    from rrmove.knowledge import Knowledge, Life
+    from rrmove.manifest import Manifest
+    from rrmove.model import Attempt, Options, Plan
+    from rrmove.probe import Facts
+
+
+def node_of(target: str | Node, inventory: Inventory | None) -> tuple[Node, str]:
+    """Find the one node that a target means, and the destination there. Raises UsageError."""
+    if isinstance(target, Node):
+        return target, target.destination or ""
+    found = (inventory or load_inventory()).resolve(target)
+    if len(found) != 1:
+        names = ", ".join(node.name for node, _ in found)
+        raise UsageError(f"{target!r} means {len(found)} nodes ({names})", remedy="Run once for each of them so far")
+    return found[0]
+
+
+@asynccontextmanager
+async def log_in(node: Node, ssh: str = "auto") -> AsyncIterator[SSHSession]:
+    """Open a session with the first connection begun; leaving closes them all.
+
+    `ssh` is "openssh", "paramiko", or "auto": the OpenSSH client where there is one.
+    """
+    if ssh not in {"auto", "openssh", "paramiko"}:
+        raise UsageError(f"unknown ssh {ssh!r}", remedy="Choose auto, openssh or paramiko")
+    embedded = ssh == "paramiko" or (ssh == "auto" and shutil.which("ssh") is None)
+    async with SSHSession(node, embedded=embedded) as session:
+        await session.control()
+        yield session
+
+
+async def look_at(session: SSHSession, *, grace: float | None, emit: Callable[[Event], None]) -> Facts:
+    """Gather the standard facts of a session's node, over one login; `grace` as `gather()` has it."""
+    node = session.node
+    config = None if session.embedded else await effective(node)
+    address = (config.hostname, config.port) if config is not None and direct(config) else None
+    ports = {node.ports.data, node.ports.torrent}
+    return await persistently(
+        lambda: gather(session, STANDARD, address=address, ports=ports, grace=grace, emit=emit)
+    )
+
+
+@dataclass(slots=True)
+class Setting:
+    """A request with its session, plugins, memory and limit."""
+
+    request: Request
+    session: SSHSession
+    registry: Registry
+    hooks: Hooks
+    experience: Experience
+    limiter: TokenBucket
+    on_event: Callable[[Event], None] | None
+
+    @classmethod
+    @asynccontextmanager
+    async def of(
+        cls,
+        source: str | Path | Source,
+        target: str | Node,
+        options: Options,
+        *,
+        inventory: Inventory | None,
+        ssh: str,
+        on_event: Callable[[Event], None] | None,
+    ) -> AsyncIterator[Setting]:
+        """Open everything that a move needs; the login begins first, the rest is loaded meanwhile."""
+        seen = source if isinstance(source, Source) else Source.of(source)
+        node, destination = node_of(target, inventory)
+        request = Request(source=seen, node=node, destination=destination, options=options)
+        async with log_in(node, ssh) as session:
+            await asyncio.sleep(0)
+            limits = [rate for rate in (options.limit_rate, node.limit_rate) if rate]
+            limiter = TokenBucket(min(limits) if limits else None)
+            yield cls(request, session, discover(), load_hooks(), Experience(), limiter, on_event)
+
+    def emit(self, event: Event) -> None:
+        """Tell whoever watches."""
+        if self.on_event is not None:
+            self.on_event(event)
+        self.hooks.emit(event)
+
+    async def facts(self, *, fresh: bool = False) -> Facts:
+        """Give the node's facts: known ones that are young enough, else gathered anew."""
+        name = self.request.node.name
+        known = None if fresh else self.experience.known_facts(name, time.time())
+        if known is not None:
+            return known
+        facts = await look_at(self.session, grace=None, emit=self.emit)
+        self.experience.remember_facts(name, facts)
+        return facts
+
+    def forget_facts(self) -> None:
+        """Drop what was known of the node: an attempt has contradicted it."""
+        self.experience.forget_facts(self.request.node.name)
+
+    def manifest(self) -> Manifest:
+        """Hash the source. Blocks. Raises UsageError where it cannot be read or has changed."""
+        source = self.request.source
+        made = manifests.build(source.path, source.size)
+        if not source.unchanged():
+            raise UsageError(
+                f"{str(source.path)!r} was changed while it was read", remedy="Run again when nobody writes to it"
+            )
+        return made
+
+    def knowledge(self) -> Knowledge:
+        """Give what former moves to this node taught."""
+        return self.experience.knowledge(self.request.node.name, time.time())
+
+    def adjusted(self, facts: Facts, plan: Plan) -> Plan:
+        """Let hooks adjust a plan."""
+        return self.hooks.adjust(self.request, facts, plan)
+
+    def remember(self, attempt: Attempt, missing: int, plan: Plan, facts: Facts, lives: Sequence[Life]) -> None:
+        """Note what came of an attempt, for the next estimates."""
+        from rrmove.probe import RTT  # noqa: PLC0415
+
+        step = next((step for step in plan.steps if step.transport == attempt.transport), None)
+        self.experience.record(
+            self.request.node.name,
+            attempt,
+            size=missing,
+            predicted=step.estimate.seconds if step else None,
+            rtt=facts.get(RTT),
+            lives=lives,
+        )
+
+
+__all__ = ["Setting", "functools", "log_in", "look_at", "node_of"]

@@ -1,0 +1,1 @@
+"""Sessions over SSH, their lanes, and the agent at the far end."""

@@ -1,0 +1,603 @@
+"""The agent: what runs at the far end of a lane, streamed there over the connection's own stdin.
+
+One file, standard library only, Python 3.6 or newer; nothing is installed and nothing stays. It
+imports nothing of rrmove, and rrmove imports nothing of it but its text.
+
+The protocol. Both ways a frame is a header (magic, length of the fields, length of the body; big
+endian), the fields as JSON, the body as raw bytes. A request has `op` and `id`, its answer the
+same `id`, or `error` with `errno`, a symbolic name, and `text`. The environment of every agent has
+RRMOVE_AGENT=1, so that agents can tell one another from foreign writers. Requests may be sent before the
+agent has said anything. `put` is done in the order of arrival by the reading thread; what reads or
+changes the disk otherwise is done in order by one other thread, each after the puts before it;
+the rest is answered when it is ready. While anything is under way a beat (id 0) is sent every
+second, so that silence means a dead connection.
+
+    hello                                       who is there; the body comes back as it came
+    probe    asks                               run shell snippets, each for at most 3 seconds
+    locate   destination name key               where the file would land, and what is there
+    open     part journal note size need        make the part file ready, mkdir -p, free space
+    put      part at            + body          write at an offset; repeats do no harm
+    hash     path spans                         SHA-256 of spans read back from the file
+    get      path at length                     bytes of a file
+    trim     part size                          cut the part file
+    evict    part                               end foreign processes that have the part open
+    commit   part journal target size ino mode mtime_ns check    verify, fsync, rename
+    quarantine part journal                     put a hopeless part aside
+    sweep    directories older_than depth       remove old parts that nobody has open
+    reach    host port timeout                  can the node connect there
+    run      argv timeout       + stdin         run a program
+"""
+
+import errno
+import hashlib
+import json
+import os
+import queue
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+MAGIC = b"RRM1"
+HEADER = struct.Struct(">4sII")
+READY = b"\0RRMOVE-READY\n"
+BLOCK = 256 * 1024  # hashing in blocks that stay in the cache is a quarter faster than by the chunk
+IDLE = 900.0  # an agent whose connection died without a word goes after this many seconds
+PART, JOURNAL, BAD = ".rrmove-part", ".rrmove-journal", ".rrmove-bad"
+
+
+class Refused(Exception):
+    """An operation cannot be done; the name is symbolic like an errno."""
+
+    def __init__(self, name, text, **more):
+        Exception.__init__(self, text)
+        self.fields = dict(more, errno=name, text=text)
+
+
+def raw(path):
+    """Give a path as bytes: names need not be text, and the node's locale must not matter."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def text(path):
+    return path.decode("utf-8", "surrogateescape")
+
+
+def home():
+    return raw(os.path.expanduser("~"))
+
+
+class Disk:
+    """Files of the landing, each kept open while its path still leads to it."""
+
+    def __init__(self):
+        self.open_files = {}
+        self.lock = threading.Lock()
+        self.zeros = {}
+
+    def part(self, path):
+        """Give a descriptor of what the path names now, or None."""
+        with self.lock:
+            known = self.open_files.get(path)
+            try:
+                seen = os.stat(raw(path))
+            except FileNotFoundError:
+                seen = None
+            if known is not None:
+                if seen is not None and (seen.st_dev, seen.st_ino) == known[1]:
+                    return known[0]
+                os.close(known[0])
+                del self.open_files[path]
+            if seen is None:
+                return None
+            fd = os.open(raw(path), os.O_RDWR | os.O_CLOEXEC)
+            now = os.fstat(fd)
+            self.open_files[path] = (fd, (now.st_dev, now.st_ino))
+            return fd
+
+    def zero_digest(self, length):
+        if length not in self.zeros:
+            sha, block, left = hashlib.sha256(), bytes(BLOCK), length
+            while left:
+                step = min(left, BLOCK)
+                sha.update(block[:step])
+                left -= step
+            self.zeros[length] = sha.hexdigest()
+        return self.zeros[length]
+
+    def digest(self, fd, at, length, size, buffer):
+        """SHA-256 of a span as it stands in the file, None where the file is too short."""
+        if at + length > size:
+            return None
+        try:
+            data = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            data = at + length if error.errno == errno.ENXIO else at
+        if length and data >= at + length:
+            return self.zero_digest(length)
+        sha, done = hashlib.sha256(), 0
+        while done < length:
+            view = buffer[: min(BLOCK, length - done)]
+            got = os.preadv(fd, [view], at + done) if hasattr(os, "preadv") else None
+            if got is None:
+                data = os.pread(fd, len(view), at + done)
+                got = len(data)
+                view = memoryview(data)
+            if not got:
+                return None
+            sha.update(view[:got])
+            done += got
+        return sha.hexdigest()
+
+
+class Agent:
+    def __init__(self, source, sink):
+        self.source, self.sink = source, sink
+        self.disk = Disk()
+        self.sending = threading.Lock()
+        self.busy, self.moved = 0, False
+        self.count = threading.Lock()
+        self.work = queue.Queue(256)
+        self.buffer = memoryview(bytearray(1 << 20))
+        self.hashing = memoryview(bytearray(BLOCK))
+
+    # The wire
+
+    def read(self, view):
+        done = 0
+        while done < len(view):
+            got = os.readv(self.source, [view[done:]])
+            if not got:
+                raise EOFError
+            done += got
+
+    def answer(self, number, fields, body=b""):
+        fields["id"] = number
+        head = json.dumps(fields).encode("ascii")
+        data = HEADER.pack(MAGIC, len(head), len(body)) + head + body
+        with self.sending:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self.sink, view) :]
+
+    def beat(self):
+        while True:
+            time.sleep(1.0)
+            if self.busy or self.moved:
+                self.moved = False
+                self.answer(0, {"beat": True})
+
+    def serve(self):
+        for duty in (self.beat, self.disk_work):
+            self.thread(duty)
+        head = memoryview(bytearray(HEADER.size))
+        while True:
+            if not select.select([self.source], [], [], IDLE)[0]:
+                return
+            self.read(head)
+            magic, fields_length, body_length = HEADER.unpack(head)
+            if magic != MAGIC:
+                raise Refused("EPROTO", "the stream is mangled")
+            encoded = memoryview(bytearray(fields_length))
+            self.read(encoded)
+            fields = json.loads(bytes(encoded).decode("ascii"))
+            number, op = fields.pop("id"), fields.pop("op")
+            if op == "put":
+                self.put(number, body_length, **fields)
+                continue
+            body = memoryview(bytearray(body_length))
+            self.read(body)
+            if op in ON_DISK:
+                self.occupied(1)
+                self.work.put((number, op, fields))
+            elif op in ASIDE:
+                self.occupied(1)
+                self.thread(self.perform, number, ASIDE[op], dict(fields, body=bytes(body)))
+            else:
+                self.occupied(1)
+                self.perform(number, unknown, {"op": op})
+
+    def thread(self, duty, *arguments):
+        def run():
+            try:
+                duty(*arguments)
+            except OSError:  # our side of the connection is gone: so are we
+                os._exit(1)
+
+        threading.Thread(target=run, daemon=True).start()
+
+    def occupied(self, change):
+        with self.count:
+            self.busy += change
+
+    def disk_work(self):
+        while True:
+            number, op, fields = self.work.get()
+            self.perform(number, ON_DISK[op], dict(fields, agent=self))
+
+    def perform(self, number, duty, fields):
+        body = b""
+        try:
+            result = duty(**fields)
+            if isinstance(result, tuple):
+                result, body = result
+        except Refused as error:
+            result = {"error": error.fields}
+        except OSError as error:
+            name = errno.errorcode.get(error.errno or 0, "EIO")
+            result = {"error": {"errno": name, "text": error.strerror or str(error)}}
+        except Exception as error:
+            result = {"error": {"errno": "EPROTO", "text": "%s: %s" % (type(error).__name__, error)}}
+        finally:
+            self.occupied(-1)
+        self.answer(number, result, body)
+
+    def put(self, number, length, part, at):
+        """Write as the bytes come, so that what arrived counts even if the frame never ends."""
+        problem, done = None, 0
+        try:
+            fd = self.disk.part(part)
+            if fd is None:
+                problem = {"errno": "ENOENT", "text": "the part file is gone"}
+        except OSError as error:
+            problem = {"errno": errno.errorcode.get(error.errno, "EIO"), "text": error.strerror}
+        while done < length:
+            got = os.readv(self.source, [self.buffer[: min(length - done, len(self.buffer))]])
+            if not got:
+                raise EOFError
+            self.moved = True
+            view = self.buffer[:got]
+            try:
+                while view and problem is None:
+                    wrote = os.pwrite(fd, view, at + done + got - len(view))
+                    view = view[wrote:]
+            except OSError as error:
+                problem = {"errno": errno.errorcode.get(error.errno, "EIO"), "text": error.strerror}
+            done += got
+        self.answer(number, {"error": problem} if problem else {})
+
+
+def unknown(op):
+    raise Refused("ENOSYS", "this agent does not know %r" % op)
+
+
+# What is there
+
+
+def hello(body):
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "pid": os.getpid(),
+        "clean": body == bytes(range(256)),
+        "client": os.environ.get("SSH_CONNECTION", ""),
+    }, body
+
+
+def shell(ask):
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", ask],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    end = threading.Timer(3.0, kill_group, (process.pid,))
+    end.start()
+    try:
+        out = process.stdout.read(64 * 1024)
+        process.stdout.close()
+        process.wait()
+    finally:
+        end.cancel()
+    return out.decode("utf-8", "surrogateescape")
+
+
+def kill_group(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except OSError:
+        pass  # it has ended by itself
+
+
+def probe(asks, body):
+    outputs = {}
+
+    def one(name, ask):
+        outputs[name] = shell(ask)
+
+    threads = [threading.Thread(target=one, args=pair, daemon=True) for pair in asks.items()]
+    for thread in threads:
+        thread.start()
+    end = time.time() + 3.5
+    for thread in threads:
+        thread.join(max(0.0, end - time.time()))
+    return {"outputs": dict(outputs)}
+
+
+def reach(host, port, timeout, body):
+    try:
+        socket.create_connection((host, port), timeout).close()
+    except ConnectionRefusedError:
+        return {"state": "refused"}
+    except socket.timeout:
+        return {"state": "filtered"}
+    except OSError:
+        return {"state": "unreachable"}
+    return {"state": "open"}
+
+
+def run(argv, timeout, body):
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(body, timeout)
+    except subprocess.TimeoutExpired:
+        kill_group(process.pid)
+        process.communicate()
+        raise Refused("ETIMEDOUT", "%s did not end within %g s" % (argv[0], timeout))
+    return {"status": process.returncode, "errors": text(err[-65536:])}, out[: 1 << 20]
+
+
+# The landing
+
+
+def nearest(path):
+    """The deepest directory on the way to a path that exists."""
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def locate(agent, destination, name, key):
+    path = os.path.expanduser(raw(destination)) if destination.startswith("~") else raw(destination)
+    path = os.path.join(home(), path)
+    if destination == "" or path.endswith(b"/") or os.path.isdir(path):
+        path = os.path.join(path, raw(name))
+    target = os.path.realpath(path)
+    directory, base = os.path.split(target)
+    # A file name may have 255 bytes; the part's must fit beside the target.
+    stem = os.path.join(directory, b"." + base[:200] + b"." + raw(key))
+    there = nearest(directory)
+    space = os.statvfs(there)
+    found = {
+        "target": text(target),
+        "part": text(stem) + PART,
+        "journal": text(stem) + JOURNAL,
+        "free": space.f_bavail * space.f_frsize,
+        "writable": os.access(there, os.W_OK | os.X_OK),
+        "directory": text(directory),
+        "nearest": text(there),
+        "size": None,
+        "kind": None,
+        "part_size": None,
+        "held": 0,
+    }
+    try:
+        seen = os.stat(target)
+        found["size"] = seen.st_size
+        found["mode"] = stat.S_IMODE(seen.st_mode)
+        found["mtime_ns"] = seen.st_mtime_ns
+        found["kind"] = (
+            "file" if stat.S_ISREG(seen.st_mode) else "directory" if stat.S_ISDIR(seen.st_mode) else "other"
+        )
+    except FileNotFoundError:
+        pass  # nothing is there yet
+    try:
+        seen = os.stat(raw(found["part"]))
+        found["part_size"], found["held"] = seen.st_size, seen.st_blocks * 512
+    except FileNotFoundError:
+        pass  # no part yet
+    return found
+
+
+def identity(seen):
+    return "%d:%d" % (seen.st_dev, seen.st_ino)
+
+
+def open_part(agent, part, journal, note, size, need):
+    os.makedirs(os.path.dirname(raw(part)), exist_ok=True)
+    fd = os.open(raw(part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        seen = os.fstat(fd)
+        space = os.statvfs(raw(part))
+        free = space.f_bavail * space.f_frsize
+        if need > free:
+            if not seen.st_size:
+                os.unlink(raw(part))
+            raise Refused("ENOSPC", "No space left on device", need=need, free=free)
+        if seen.st_size != size:
+            os.ftruncate(fd, size)
+        fresh = raw(journal) + b"~"
+        with open(fresh, "wb") as out:
+            out.write(json.dumps(note).encode("ascii"))
+        os.rename(fresh, raw(journal))
+    finally:
+        os.close(fd)
+    return {"ino": identity(seen), "held": seen.st_blocks * 512}
+
+
+def digests(agent, path, spans):
+    if not path.endswith(PART):
+        try:
+            fd = os.open(raw(path), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            fd = None
+    else:
+        fd = agent.disk.part(path)
+    if fd is None:
+        return {"ino": None, "size": None, "digests": [None] * len(spans)}
+    try:
+        seen = os.fstat(fd)
+        found = [agent.disk.digest(fd, at, length, seen.st_size, agent.hashing) for at, length in spans]
+    finally:
+        if not path.endswith(PART):
+            os.close(fd)
+    return {"ino": identity(seen), "size": seen.st_size, "digests": found}
+
+
+def get(agent, path, at, length):
+    fd = os.open(raw(path), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return {}, os.pread(fd, min(length, 8 << 20), at)
+    finally:
+        os.close(fd)
+
+
+def trim(agent, part, size):
+    fd = agent.disk.part(part)
+    if fd is None:
+        raise Refused("ENOENT", "the part file is gone")
+    os.ftruncate(fd, size)
+    return {}
+
+
+def holders(path):
+    """Pids of other processes that have a file open, agents not counted."""
+    seen = os.stat(path)
+    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else []):
+        if int(pid) == os.getpid():
+            continue
+        try:
+            with open("/proc/%s/environ" % pid, "rb") as environ:
+                ours = b"RRMOVE_AGENT=1" in environ.read().split(b"\0")
+            for fd in os.listdir("/proc/%s/fd" % pid):
+                held = os.stat("/proc/%s/fd/%s" % (pid, fd))
+                if (held.st_dev, held.st_ino) == (seen.st_dev, seen.st_ino):
+                    yield int(pid), ours
+                    break
+        except OSError:
+            continue  # it has ended, or is not ours to look at
+
+
+def evict(agent, part):
+    ended = []
+    for name in (signal.SIGTERM, signal.SIGKILL):
+        for _ in range(20):
+            try:
+                foreign = [pid for pid, ours in holders(raw(part)) if not ours]
+            except FileNotFoundError:
+                foreign = []
+            if not foreign:
+                return {"ended": ended}
+            for pid in foreign:
+                try:
+                    os.kill(pid, name)
+                    ended.append(pid)
+                except ProcessLookupError:
+                    pass  # gone between the look and the signal
+            time.sleep(0.05)
+    raise Refused("EBUSY", "another process keeps writing to the part file")
+
+
+def commit(agent, part, journal, target, size, ino, mode, mtime_ns, check):
+    fd = agent.disk.part(part)
+    if fd is None:
+        raise Refused("ENOENT", "the part file is gone")
+    seen = os.fstat(fd)
+    if identity(seen) != ino or seen.st_size != size:
+        raise Refused("ESTALE", "the part file is another one than was verified")
+    wrong = [
+        at
+        for at, length, expected in check
+        if agent.disk.digest(fd, at, length, size, agent.hashing) != expected
+    ]
+    if wrong:
+        raise Refused("EBADMSG", "the part file does not match", wrong=wrong)
+    if os.path.isdir(raw(target)):
+        raise Refused("EISDIR", "Is a directory")
+    os.fchmod(fd, mode & 0o777)
+    os.utime(fd, ns=(mtime_ns, mtime_ns))
+    os.fsync(fd)
+    os.rename(raw(part), raw(target))
+    directory = os.open(os.path.dirname(raw(target)), os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    except OSError:
+        pass  # some network file systems cannot sync a directory: the rename itself is done
+    finally:
+        os.close(directory)
+    remove(raw(journal))
+    return {"target": target}
+
+
+def remove(path):
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def quarantine(agent, part, journal):
+    bad = part[: -len(PART)] + BAD
+    os.rename(raw(part), raw(bad))
+    remove(raw(journal))
+    return {"path": bad}
+
+
+def sweep(agent, directories, older_than, depth):
+    removed, kept, now, ends = [], [], time.time(), (raw(PART), raw(JOURNAL), raw(JOURNAL) + b"~", raw(BAD))
+    for start in directories:
+        top = os.path.join(home(), os.path.expanduser(raw(start)))
+        for folder, below, names in os.walk(top):
+            if folder[len(top) :].count(b"/") >= depth:
+                del below[:]
+            for name in names:
+                path = os.path.join(folder, name)
+                if not (name.startswith(b".") and name.endswith(ends)):
+                    continue
+                try:
+                    seen = os.stat(path)
+                    if now - seen.st_mtime < older_than:
+                        continue
+                    if next(holders(path), None):
+                        kept.append(text(path))
+                    elif remove(path):
+                        removed.append(text(path))
+                except OSError:
+                    kept.append(text(path))
+    return {"removed": removed, "kept": kept}
+
+
+ON_DISK = {
+    "locate": locate,
+    "open": open_part,
+    "hash": digests,
+    "get": get,
+    "trim": trim,
+    "evict": evict,
+    "commit": commit,
+    "quarantine": quarantine,
+    "sweep": sweep,
+}
+ASIDE = {"hello": hello, "probe": probe, "reach": reach, "run": run}
+
+
+def main():
+    sink = os.dup(1)
+    os.dup2(2, 1)  # whatever prints must not get between the frames
+    for fd in (0, sink):
+        try:
+            __import__("fcntl").fcntl(fd, 1031, 1 << 20)  # F_SETPIPE_SZ: a wider pipe, fewer switches
+        except (OSError, ImportError):
+            pass  # not a pipe, or not Linux
+    os.write(sink, READY)
+    try:
+        Agent(0, sink).serve()
+    except (EOFError, OSError):
+        pass  # the connection has ended
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

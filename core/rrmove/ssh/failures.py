@@ -1,0 +1,153 @@
+"""What went wrong with a login or an operation, from the words of ssh and the agent's errnos."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from rrmove.errors import Fatal, RRMoveError, Transient, Unusable
+from rrmove.units import format_size
+
+
+class NoPython(Transient):
+    """The node has no python3 that could run the agent; the shell floor serves there."""
+
+
+class NoLogin(Transient):
+    """No connection could be made; the node may be down, or too many connections were tried."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether a node that says this at the very first login is not worth waiting for."""
+        return "does not answer" in self.what
+
+
+# The first pattern that matches decides: what ssh writes to stderr, the error's class, what we say
+# of it, and the remedy. {host} and {node} are filled in. Collected from OpenSSH 8.9 to 9.9.
+_WORDS: tuple[tuple[str, type[RRMoveError], str, str], ...] = (
+    (
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for \S+ has changed",
+        Fatal,
+        "the host key is not the one that is known: the node was rebuilt, or somebody is in between",
+        "If you know that it was rebuilt, run `ssh-keygen -R {host}` and log in once with `ssh {host}`",
+    ),
+    (
+        r"Host key verification failed|host key is known for .* strict checking|No \S+ host key is known",
+        Fatal,
+        "the host key is unknown",
+        "Log in once with `ssh {host}` and check the fingerprint, or add the key to known_hosts",
+    ),
+    (
+        r"Permission denied|Too many authentication failures|no mutual signature|No more authentication methods",
+        Fatal,
+        "authentication was refused",
+        "Check the user, and that its authorized_keys has your key: `ssh -v {host}` shows which keys are tried",
+    ),
+    (
+        r"UNPROTECTED PRIVATE KEY FILE|bad permissions|Load key .* (invalid format|Permission denied)",
+        Fatal,
+        "the private key cannot be used",
+        "Mend the key file or its permissions (`chmod 600`)",
+    ),
+    (
+        r"Could not resolve hostname .*(Temporary failure|Try again)",
+        NoLogin,
+        "the name cannot be resolved just now",
+        "Check the network and DNS",
+    ),
+    (
+        r"Could not resolve hostname|Name or service not known",
+        Fatal,
+        "there is no host of that name",
+        "Check the name; `rrmove nodes` lists the nodes that are known",
+    ),
+    (
+        r"Bad configuration option|Bad owner or permissions|terminating, \d+ bad configuration|Can't open user config",
+        Fatal,
+        "ssh refuses its configuration",
+        "Mend your ssh_config: `ssh -G {host}` shows the complaint",
+    ),
+    (
+        r"no matching (cipher|mac|MAC|key exchange|host key type)|Unable to negotiate",
+        Fatal,
+        "ssh and the node have no algorithm in common",
+        "Allow one that the node offers, in ssh_config",
+    ),
+    (
+        r"Connection refused",
+        NoLogin,
+        "nothing listens on the SSH port",
+        "Check that the node is up and its port is right: `ssh {host}`",
+    ),
+    (
+        r"timed out|No route to host|Network is unreachable",
+        NoLogin,
+        "the node does not answer",
+        "Check that it is up, its address, and firewalls on the way: `ssh -v {host}`",
+    ),
+    (
+        r"kex_exchange_identification|Connection closed by .* port|ssh_exchange_identification|Not allowed at this time"
+        r"|Exceeded MaxStartups|banner exchange|mux_client|Session open refused",
+        NoLogin,
+        "the node closed the connection before the login",
+        "It may limit connections (MaxStartups, PerSourcePenalties); wait a little",
+    ),
+)
+
+_LINK = re.compile(r"Connection reset|Broken pipe|Connection closed|closed by remote|send disconnect", re.IGNORECASE)
+
+
+def explain_login(words: str, status: int | None, *, node: str, host: str) -> RRMoveError:
+    """Translate what `ssh` said on stderr and its exit status to the most specific error.
+
+    A lost connection is Transient; NoLogin, which is Transient too, is one that never came about.
+    """
+    said = " ".join(line.strip() for line in words.splitlines() if line.strip())[-500:]
+    for pattern, kind, what, remedy in _WORDS:
+        if re.search(pattern, words):
+            tried = f"ssh {host}: {said}" if said else f"ssh {host}"
+            return kind(what, node=node, tried=tried, remedy=remedy.format(host=host, node=node))
+    if _LINK.search(words):
+        return Transient("the connection was lost", node=node, tried=said)
+    ended = "" if status is None else f" with status {status}"
+    return Transient(f"the connection ended{ended}", node=node, tried=said or f"ssh {host}")
+
+
+_SPACE = frozenset({"ENOSPC", "EDQUOT", "EFBIG"})
+_DENIED = frozenset({"EACCES", "EPERM", "EROFS"})
+_PATH = frozenset({"ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EINVAL"})
+
+
+def explain_operation(op: str, error: Mapping[str, object], *, node: str, path: str) -> RRMoveError:
+    """Translate an agent's error answer: what the node's file system refuses is Fatal."""
+    name, text = str(error.get("errno")), str(error.get("text"))
+    if name in _SPACE:
+        need, free = error.get("need"), error.get("free")
+        if isinstance(need, int) and isinstance(free, int):
+            what = f"the disk is full: {format_size(need)} are needed, {format_size(free)} are free"
+            what += f", {format_size(need - free)} are missing"
+        else:
+            what = f"the disk is full ({text})"
+        return Fatal(what, node=node, tried=path, remedy="Make room, or choose another destination")
+    if name in _DENIED:
+        return Fatal(
+            f"no permission: {text}",
+            node=node,
+            tried=path,
+            remedy="Choose a directory that the user may write to",
+        )
+    if name in _PATH:
+        return Fatal(f"the destination cannot be used: {text}", node=node, tried=path, remedy="Choose another path")
+    if name == "ENOSYS":
+        return Unusable(text, node=node, tried=op)
+    if name == "EIO":
+        return Fatal(f"the disk failed: {text}", node=node, tried=path, remedy="Look at the node's kernel log")
+    return StaleError(name, f"{op} failed: {text}", node=node, tried=path)
+
+
+class StaleError(Transient):
+    """The part file is not as it was left (gone, replaced, in use); survey it again."""
+
+    def __init__(self, name: str, what: str, *, node: str, tried: str) -> None:
+        super().__init__(what, node=node, tried=tried)
+        self.name = name

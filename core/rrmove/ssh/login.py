@@ -1,0 +1,92 @@
+"""SSHSession: a node's login, the lanes that it opens, and which kind of agent answers there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from rrmove.ssh.config import argv_options, destination
+from rrmove.ssh.failures import NoPython
+from rrmove.ssh.floor import FloorLane
+from rrmove.ssh.lane import AgentLane
+from rrmove.ssh.openssh import ALONE, LANE_OPTIONS, OpenSSHChannel
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rrmove.errors import RRMoveError
+    from rrmove.model import Node
+    from rrmove.ssh.channel import Channel, Open
+
+AnyLane = AgentLane | FloorLane
+
+
+class SSHSession:
+    """Logs in to a node over SSH; see `rrmove.session.Session` for the contract.
+
+    An async context manager: leaving it closes every lane. `floor` is true once the node has
+    turned out to have no python3; lanes opened from then on speak the shell floor.
+    """
+
+    def __init__(self, node: Node, *, ssh: str = "ssh", embedded: bool = False, floor: bool = False) -> None:
+        self._node, self._ssh, self.embedded, self.floor = node, ssh, embedded, floor
+        self._lanes: list[AnyLane] = []
+        self.opened = 0
+
+    async def __aenter__(self) -> SSHSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        self._lanes.clear()
+
+    @property
+    def node(self) -> Node:
+        """The node this session logs in to."""
+        return self._node
+
+    async def control(self) -> AnyLane:
+        """Give a lane that is alive, the one that has answered before one that has not."""
+        alive = [lane for lane in self._lanes if lane.alive]
+        return next((lane for lane in alive if lane.up), alive[0] if alive else None) or await self.open_lane()
+
+    async def open_lane(self) -> AnyLane:
+        """Begin one more connection and give its lane at once."""
+        for lane in [lane for lane in self._lanes if not lane.alive]:
+            self._lanes.remove(lane)
+            await lane.close()
+        kind = FloorLane if self.floor else AgentLane
+        lane = kind(self._open(alone=self.opened > 0), self._node, lost=self._lost)
+        self.opened += 1
+        self._lanes.append(lane)
+        return lane
+
+    def ssh_command(self) -> tuple[str, ...] | None:
+        """Give the argv that runs `ssh` for this node, without the destination; None without ssh."""
+        if self.embedded:
+            return None
+        return (self._ssh, *LANE_OPTIONS, *ALONE, *argv_options(self._node))
+
+    def ssh_destination(self) -> str:
+        """Give the `[user@]host` word that goes with `ssh_command()`."""
+        return destination(self._node)
+
+    def _lost(self, error: RRMoveError) -> None:
+        if isinstance(error, NoPython):
+            self.floor = True
+
+    def _open(self, *, alone: bool) -> Open:
+        """Say how a channel is opened; the first may share a master connection that the user keeps."""
+        if self.embedded:
+            from rrmove.ssh.embedded import open_channel  # noqa: PLC0415  paramiko takes 125 ms to import
+
+            return lambda command: open_channel(self._node, command)
+        options = (*LANE_OPTIONS, *(ALONE if alone else ()), *argv_options(self._node))
+        host = destination(self._node)
+
+        def start(command: str) -> Channel:
+            return OpenSSHChannel((self._ssh, *options, "--", host, command), node=self._node, host=host)
+
+        return start

@@ -1,0 +1,131 @@
+"""The Transport protocol: what a plugin is, what it is given, and what it owes.
+
+A transport fills the part file of a job, and that is all it does. It never verifies, never
+renames, never says that a file has been delivered: the core does that, from what it reads back
+on the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from rrmove.events import Event
+    from rrmove.manifest import Manifest, Range
+    from rrmove.model import Request, Resume, Route
+    from rrmove.probe import Facts, Probe
+    from rrmove.session import Lane, Session
+
+API_VERSION = 1  # raised when a plugin written for the last one would no longer work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What the core has to know of a transport in order to rank it.
+
+    resume   "exact" continues at the byte or chunk, "rescan" has to reread what is there,
+             "none" starts over
+    route    "ssh"; "direct", we reach a port of the node; "reverse", the node reaches one of
+             ours; "swarm"
+    streams  how many connections it can use at once; 1 where each is bound by one window
+    ranges   whether it can send only the missing ranges
+    lanes_only  whether it writes to the part file through the lanes' `put` alone; the core then
+             need not read again what it has verified already
+    overhead bytes on the wire for each byte of the file (base64: 4/3)
+    setup    round trips before the first byte of the file can leave, beyond a TCP connect
+    """
+
+    resume: Resume
+    route: Route
+    streams: int = 1
+    ranges: bool = False
+    lanes_only: bool = False
+    overhead: float = 1.0
+    setup: float = 12.0
+
+
+class Landing(Protocol):
+    """The part file on the node, as far as a transport may touch it."""
+
+    @property
+    def part(self) -> str:
+        """The part file's absolute path on the node."""
+        ...
+
+    async def survey(self) -> tuple[Range, ...]:
+        """Read back what the part file holds and answer with the ranges that are missing."""
+        ...
+
+    async def check(self, chunks: Sequence[int], lane: Lane | None = None) -> tuple[int, ...]:
+        """Have the core read back and verify chunks, over the given lane; gives those that are wrong.
+
+        Raises IntegrityError when a chunk arrives wrong again and again, Fatal when the source
+        has changed, Transient when the part file was taken away.
+        """
+        ...
+
+    async def trim(self, size: int) -> None:
+        """Cut the part file to `size` bytes; for transports that append."""
+        ...
+
+
+class Limiter(Protocol):
+    """The rate limit of a move, shared by everything that sends for it."""
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes a second; None without a limit."""
+        ...
+
+    async def take(self, count: int) -> None:
+        """Wait until `count` bytes may leave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One attempt's work.
+
+    `missing` are the ranges that are not on the node yet, in order; others need not be sent.
+    `progress(count)` reports bytes of the file that the node has written, as they become durable
+    in the part file; `sent(count)` reports bytes put on the wire; `emit` publishes an event.
+    """
+
+    request: Request
+    manifest: Manifest
+    missing: Sequence[Range]
+    facts: Facts
+    session: Session
+    landing: Landing
+    limiter: Limiter
+    progress: Callable[[int], None]
+    sent: Callable[[int], None]
+    emit: Callable[[Event], None]
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """A way to move bytes.
+
+    `refuse` is pure and quick: it looks at the request and the facts, and answers with a reason
+    or None. A fact that is None is unknown and no reason.
+
+    `send` fills the part file. To return means that all missing bytes are there. A repeat
+    continues or safely restarts. Only TransportError escapes. Cancellation leaves no process,
+    port or temporary behind, on either side.
+    """
+
+    name: ClassVar[str]
+    api_version: ClassVar[int]
+    needs: ClassVar[tuple[Probe[Any], ...]]
+    capabilities: ClassVar[Capabilities]
+
+    def refuse(self, request: Request, facts: Facts) -> str | None:
+        """Say why this transport cannot serve here, or None."""
+        ...
+
+    async def send(self, job: Job) -> None:
+        """Put the job's missing ranges into the part file."""
+        ...

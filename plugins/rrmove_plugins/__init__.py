@@ -1,0 +1,1 @@
+"""The built-in transports: how to move bytes, one module each."""

@@ -1,0 +1,176 @@
+"""rsync, writing straight into the part file; what it leaves is continued by others, and the reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rrmove import API_VERSION, TOOLS, Capabilities, Fatal, Job, Range, Transient, TransportError, Unusable
+
+if TYPE_CHECKING:
+    from rrmove import Facts, Probe, Request
+
+STALL = 20  # s without a byte before the connection counts as dead, as `rsync --timeout` understands it
+GRACE = 3.0  # s that rsync gets to end by itself before it is killed
+
+# What rsync's exit status means to us; the texts are in rsync(1), EXIT VALUES.
+_MEANING: dict[int, type[TransportError]] = {
+    1: Unusable,
+    2: Unusable,
+    3: Fatal,
+    4: Unusable,
+    5: Unusable,
+    11: Fatal,
+    13: Unusable,
+    14: Unusable,
+    22: Unusable,
+    124: Unusable,
+    126: Unusable,
+    127: Unusable,
+}
+# Sender's counters from --info=progress2: bytes, percent, rate ... "  1,234,567  12%  1.23MB/s ..."
+_PROGRESS = re.compile(r"^\s*([\d,]+)\s+(\d+)%")
+_SENT = re.compile(r"^Total bytes sent: ([\d,]+)", re.MULTILINE)
+
+
+class Rsync:
+    """Run the local rsync against the node's; one connection, and exact only while it appends.
+
+    Where what is missing is one run at the end, the part file is cut there and rsync appends: it
+    goes on at the byte. Otherwise it has to compare the whole file by checksums.
+    """
+
+    name: ClassVar[str] = "rsync"
+    api_version: ClassVar[int] = API_VERSION
+    needs: ClassVar[tuple[Probe[Any], ...]] = (TOOLS,)
+    capabilities: ClassVar[Capabilities] = Capabilities(resume="rescan", route="ssh", setup=14.0)
+
+    def refuse(self, request: Request, facts: Facts) -> str | None:
+        """Refuse where either side is known to lack rsync, or there is no `ssh` program to run it over."""
+        del request
+        if shutil.which("rsync") is None:
+            return "there is no rsync on this machine"
+        if shutil.which("ssh") is None:
+            return "rsync needs the ssh program, and this machine has none"
+        tools = facts.get(TOOLS)
+        if tools is not None and "rsync" not in tools:
+            return "the node has no rsync"
+        return None
+
+    async def send(self, job: Job) -> None:
+        """Let rsync fill the part file; a repeat continues."""
+        ssh = job.session.ssh_command()
+        if ssh is None:
+            raise Unusable("rsync needs the ssh program", node=job.request.node.name)
+        start = await self._append_from(job)
+        mode = ["--append"] if start is not None else ["--inplace", "--no-whole-file"]
+        if start == 0:
+            mode = ["--inplace", "--whole-file"]
+        argv = [
+            "rsync",
+            *mode,
+            "--partial",
+            "--protect-args",
+            "--no-implied-dirs",
+            f"--timeout={STALL}",
+            "--info=progress2,stats2",
+            "--no-human-readable",
+            "--outbuf=L",
+            "--rsh",
+            shlex.join(ssh),
+        ]
+        if job.limiter.rate is not None:
+            argv.append(f"--bwlimit={max(1, round(job.limiter.rate / 1024))}")
+        # rsync wants HOST:PATH; a source name with a colon in it would be taken for a host.
+        source = os.path.abspath(os.fsencode(job.request.source.path))  # noqa: PTH100  bytes: names need not be text
+        part = os.fsencode(job.landing.part)
+        where = job.session.ssh_destination()
+        host = f"[{where}]" if ":" in where else where
+        await self._run(job, [*map(os.fsencode, argv), b"--", source, host.encode() + b":" + part], start or 0)
+
+    async def _append_from(self, job: Job) -> int | None:
+        """Where only the tail is missing, cut the part there and say where; None where it has holes."""
+        if not job.missing:
+            return None
+        first, last = job.missing[0], job.missing[-1]
+        if len(job.missing) > 1 or last.stop != job.manifest.size:
+            return None
+        await job.landing.trim(first.start)
+        return first.start
+
+    async def _run(self, job: Job, argv: list[bytes], start: int) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            start_new_session=True,
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._watch(job, process, start))
+                words = group.create_task(_last_words(process))
+            status = await process.wait()
+        finally:
+            await _end(process)
+        if status:
+            said = words.result()
+            kind = _MEANING.get(status, Transient)
+            if "No space left" in said or "Disk quota" in said or "Permission denied (publickey" in said:
+                kind = Fatal
+            elif "command not found" in said or "not found" in said and status in (12, 127):
+                kind = Unusable
+            raise kind(f"rsync ended with status {status}: {said}", node=job.request.node.name, tried="rsync over ssh")
+
+    async def _watch(self, job: Job, process: asyncio.subprocess.Process, start: int) -> None:
+        """Turn rsync's progress into ours. What it prints is what it has sent, not yet what is durable."""
+        assert process.stdout is not None
+        told, heard = 0, b""
+        missing = sum(item.length for item in job.missing)
+        begun = time.monotonic()
+        while data := await process.stdout.read(4096):
+            heard += data
+            *lines, heard = re.split(rb"[\r\n]", heard)
+            for line in lines:
+                text = line.decode("utf-8", "replace")
+                found = _PROGRESS.match(text)
+                if found:
+                    share = int(found[1].replace(",", "")) - (start if start else job.manifest.size - missing)
+                    count = max(0, min(share, missing) - told)
+                    # The last stretch may still be in pipes and sockets: say it when rsync has ended well.
+                    if count and time.monotonic() - begun > 0:
+                        told += count
+                        job.progress(count)
+                sent = _SENT.match(text)
+                if sent:
+                    job.sent(int(sent[1].replace(",", "")))
+
+
+async def _last_words(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None
+    words = (await process.stderr.read()).decode("utf-8", "replace")
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    return "; ".join(lines[-4:])[-400:]
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End rsync and the ssh that it started; a repeat does nothing."""
+    for name in (signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, name)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), GRACE)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+__all__ = ["Range", "Rsync"]
