@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from rrmove.dht import DEPTH, Bencoded, answers_ping, bdecode, bencode, ping, ping_query
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
 VALUES: st.SearchStrategy[Bencoded] = st.recursive(
     st.integers(-(10**19), 10**19) | st.binary(max_size=40),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.binary(max_size=8), inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.binary(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
 ID = b"abcdefghij0123456789"
@@ -28,18 +30,13 @@ ID = b"abcdefghij0123456789"
 
 @given(VALUES)
 def test_what_is_written_is_read(value: Bencoded) -> None:
-    try:
-        assert bdecode(bencode(value)) == value
-    except ValueError as error:
-        assert "deep" in str(error)
+    assert bdecode(bencode(value)) == value
 
 
 @given(st.binary() | st.text("0123456789:deil-").map(str.encode) | st.text("ld").map(str.encode))
 def test_hostile_bytes_raise_value_error_only(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ValueError):
         bdecode(data)
-    except ValueError:
-        pass
     assert not answers_ping(data, b"tt")
 
 
@@ -47,10 +44,8 @@ def test_hostile_bytes_raise_value_error_only(data: bytes) -> None:
 def test_damaged_messages_raise_value_error_only(value: Bencoded, at: int, byte: int) -> None:
     data = bytearray(bencode(value))
     data[at % len(data)] = byte
-    try:
+    with contextlib.suppress(ValueError):
         bdecode(bytes(data))
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -64,7 +59,7 @@ def test_damaged_messages_raise_value_error_only(value: Bencoded, at: int, byte:
     ids=lambda data: repr(data[:16]),
 )  # fmt: skip
 def test_what_is_no_bencoding(data: bytes) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"no |deep|missing|too many"):
         bdecode(data)
 
 
@@ -86,7 +81,7 @@ def test_the_query_is_the_one_of_bep_5() -> None:
         (b"SSH-2.0-OpenSSH_9.2\r\n", False),
     ],
 )
-def test_what_counts_as_an_answer(data: bytes, answers: bool) -> None:
+def test_what_counts_as_an_answer(data: bytes, *, answers: bool) -> None:
     assert answers_ping(data, b"aa") is answers
 
 
@@ -133,7 +128,7 @@ def dht_node(tmp_path: Path) -> Iterator[int]:
 def test_a_real_node_answers(dht_node: int) -> None:
     async def until_it_is_up() -> str:
         async with asyncio.timeout(10):
-            while (state := await ping("127.0.0.1", dht_node, 1.0)) == "refused":
+            while (state := await ping("127.0.0.1", dht_node, 1.0)) == "refused":  # noqa: ASYNC110  it says nothing
                 await asyncio.sleep(0.05)
         return state
 

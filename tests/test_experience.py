@@ -23,7 +23,7 @@ NOW = 1_800_000_000.0
 DAY = 86400.0
 
 
-def attempt(  # noqa: PLR0913
+def attempt(
     transport: str = "chunked",
     *,
     started: float = NOW - 60,
@@ -43,9 +43,7 @@ def attempt(  # noqa: PLR0913
     )
 
 
-def past(
-    given: Attempt, *, predicted: float | None = None, rtt: float | None = None, limited: bool = False
-) -> Past:
+def past(given: Attempt, *, predicted: float | None = None, rtt: float | None = None, limited: bool = False) -> Past:
     return Past(node="n", attempt=given, size=1, predicted=predicted, rtt=rtt, limited=limited)
 
 

@@ -9,10 +9,10 @@ import socket
 import subprocess
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -35,6 +35,9 @@ from rrmove.probe import (
     Probe,
 )
 from rrmove.session import Body, Lane, Reply, Session
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 HERE = "127.0.0.1"
 BLACK_HOLE = "192.0.2.1"  # TEST-NET-1 (RFC 5737): nobody is there
@@ -66,21 +69,18 @@ class MemoryLane:
         await asyncio.sleep(self.delay)
         if op in self.fails:
             raise self.fails[op]
-        return await getattr(self, f"_{op}")(body, **arguments)
+        reply: Reply = await getattr(self, f"_{op}")(body, **arguments)
+        return reply
 
     async def _hello(self, body: Body) -> Reply:
         assert isinstance(body, bytes)
         heard = self.mangle(body)
-        return Reply(
-            {"python": "3.11.2", "clean": heard == EVERY_BYTE, "pid": 1}, self.mangle(heard)
-        )
+        return Reply({"python": "3.11.2", "clean": heard == EVERY_BYTE, "pid": 1}, self.mangle(heard))
 
-    async def _probe(self, body: Body, asks: dict[str, str]) -> Reply:
+    async def _probe(self, _body: Body, asks: dict[str, str]) -> Reply:
         if self.hangs:
             await asyncio.sleep(3600)
-        outputs = await asyncio.gather(
-            *(asyncio.to_thread(self._run, ask) for ask in asks.values())
-        )
+        outputs = await asyncio.gather(*(asyncio.to_thread(self._run, ask) for ask in asks.values()))
         return Reply({"outputs": dict(zip(asks, outputs, strict=True))})
 
     def _run(self, ask: str) -> str:
@@ -94,7 +94,7 @@ class MemoryLane:
         )
         return done.stdout.decode("utf-8", "surrogateescape")
 
-    async def _reach(self, body: Body, host: str, port: int, timeout: float) -> Reply:  # noqa: ASYNC109
+    async def _reach(self, _body: Body, host: str, port: int, timeout: float) -> Reply:  # noqa: ASYNC109
         if self.reach is not None:
             return Reply({"state": await self.reach(host, port, timeout)})
         try:
@@ -152,10 +152,10 @@ def learn(session: Session, probes: Any = STANDARD, **given: Any) -> tuple[Facts
 def nothing_left() -> Iterator[None]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
-        before = len(os.listdir("/proc/self/fd"))
+        before = len([*Path("/proc/self/fd").iterdir()])
         yield
         gc.collect()
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert len([*Path("/proc/self/fd").iterdir()]) <= before
     assert not [str(w.message) for w in caught if issubclass(w.category, ResourceWarning)]
 
 
@@ -191,26 +191,30 @@ def test_everything_at_once() -> None:
     closed = closed_port()
     session = MemorySession(node=Node(name="n1", ports=Ports(torrent=closed)))
     with listener() as data:
-        facts, _ = learn(
-            session, address=(HERE, 22), ports=[data, closed], grace=None, emit=heard.append
-        )
+        facts, _ = learn(session, address=(HERE, 22), ports=[data, closed], grace=None, emit=heard.append)
     assert facts.answers.keys() >= {probe.name for probe in STANDARD} - {"reach"}
     tools, system, space = facts.get(TOOLS), facts.get(SYSTEM), facts.get(SPACE)
-    assert tools is not None and "python3" in tools
-    assert system is not None and system.hostname == os.uname().nodename
+    assert tools is not None
+    assert "python3" in tools
+    assert system is not None
+    assert system.hostname == os.uname().nodename
     assert system.python == "3.11.2"  # the agent's own, from its greeting
-    assert space is not None and space["/tmp"] > 0
+    assert space is not None
+    assert space["/tmp"] > 0
     client = facts.get(CLIENT)
-    assert client is not None and client.host == HERE
+    assert client is not None
+    assert client.host == HERE
     assert facts.get(PORTS) == {data: "open", closed: "refused"}
     assert facts.get(DHT) == "refused"
     assert facts.get(CLEAN) is True
     rtt = facts.get(RTT)
-    assert rtt is not None and 0 < rtt < 0.5
+    assert rtt is not None
+    assert 0 < rtt < 0.5
     assert abs(facts.taken - time.time()) < 10
     (event,) = heard
     assert isinstance(event, Probed)
-    assert event.node == "n1" and event.facts["clean"] == "yes" and event.seconds > 0
+    assert (event.node, event.facts["clean"]) == ("n1", "yes")
+    assert event.seconds > 0
 
 
 def test_one_probe_call_carries_the_plugins_probes() -> None:
@@ -264,9 +268,7 @@ def test_grace_is_the_time_in_total() -> None:
 
 def test_with_grace_nothing_waits_once_all_is_answered() -> None:
     with listener() as data:
-        facts, seconds = learn(
-            MemorySession(), [PORTS, REACH, RTT], address=(HERE, 22), ports=[data], grace=5.0
-        )
+        facts, seconds = learn(MemorySession(), [PORTS, REACH, RTT], address=(HERE, 22), ports=[data], grace=5.0)
     assert facts.get(PORTS) == {data: "open"}
     assert facts.get(REACH) is True
     assert seconds < 4
@@ -290,9 +292,7 @@ def test_both_families_of_a_name_are_tried() -> None:
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".example", ""])
 def test_a_name_that_cannot_be_resolved_leaves_ports_unknown(host: str) -> None:
-    facts, _ = learn(
-        MemorySession(), [PORTS, DHT, CLEAN], address=(host, 22), ports=[closed_port()]
-    )
+    facts, _ = learn(MemorySession(), [PORTS, DHT, CLEAN], address=(host, 22), ports=[closed_port()])
     assert facts.get(CLEAN) is True
     if host:
         assert PORTS.name not in facts.answers
@@ -300,9 +300,7 @@ def test_a_name_that_cannot_be_resolved_leaves_ports_unknown(host: str) -> None:
 
 
 def test_without_a_direct_way_nothing_is_said_about_ports() -> None:
-    facts, seconds = learn(
-        MemorySession(), [CLEAN, PORTS, DHT], address=None, ports=[closed_port()]
-    )
+    facts, seconds = learn(MemorySession(), [CLEAN, PORTS, DHT], address=None, ports=[closed_port()])
     assert facts.answers.keys() == {"clean", "rtt"}
     assert seconds < 0.3
 
@@ -329,7 +327,7 @@ def test_reach_is_answered_without_grace() -> None:
 
 
 def test_behind_nat_the_first_byte_waits_for_a_moment_only() -> None:
-    async def swallowed(host: str, port: int, timeout: float) -> str:  # noqa: ASYNC109
+    async def swallowed(_host: str, _port: int, timeout: float) -> str:  # noqa: ASYNC109
         await asyncio.sleep(timeout)
         return "filtered"
 
@@ -344,7 +342,7 @@ def test_behind_nat_the_first_byte_waits_for_a_moment_only() -> None:
 
 @pytest.mark.usefixtures("unhurried")
 def test_someone_else_answering_for_us_is_not_us() -> None:
-    async def proxied(host: str, port: int, timeout: float) -> str:  # noqa: ASYNC109
+    async def proxied(*_: object) -> str:
         return "open"
 
     facts, _ = learn(MemorySession(lane=MemoryLane(reach=proxied)), [REACH])
@@ -383,7 +381,8 @@ def test_a_channel_that_changes_bytes_is_not_clean(mangle: Callable[[bytes], byt
 def test_round_trips_are_timed_without_the_login() -> None:
     facts, seconds = learn(MemorySession(lane=MemoryLane(delay=0.1), login=0.3), [RTT, CLEAN])
     rtt = facts.get(RTT)
-    assert rtt is not None and 0.1 <= rtt < 0.25
+    assert rtt is not None
+    assert 0.1 <= rtt < 0.25
     assert seconds < 0.3 + 0.2 + 0.3  # the login, the greeting, one more round trip
 
 
@@ -421,7 +420,7 @@ def test_what_the_agent_cannot_do_is_unknown() -> None:
 @pytest.mark.parametrize("outputs", [None, [], {"tools": 7, "other": "text"}, "tools"])
 def test_a_reply_out_of_form_is_unknown(outputs: object) -> None:
     class Odd(MemoryLane):
-        async def _probe(self, body: Body, asks: dict[str, str]) -> Reply:
+        async def _probe(self, _body: Body, asks: dict[str, str]) -> Reply:  # noqa: ARG002
             return Reply({"outputs": outputs})
 
     facts, _ = learn(MemorySession(lane=Odd()), [TOOLS])

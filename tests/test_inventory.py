@@ -164,7 +164,7 @@ def test_the_kind_of_an_address(host: str, kind: str) -> None:
         ("[nodes]\na = 3\n", "line 2: [nodes] a must be a table"),
         ('[nodes]\n"-a" = {}\n', "'-a' cannot name a node"),
         ('[nodes.a.b]\n[nodes]\nb.port = "x"\n', "line 3"),
-        ('[nodes]\nb = 2\n[nodes.c]\n', "line 2"),
+        ("[nodes]\nb = 2\n[nodes.c]\n", "line 2"),
         ('# x\n[nodes]\nb = { port = "x" }\n', "line 3"),
         ('[[nodes]]\nhost = "x"\n', "line 1: nodes must be a table"),
     ],

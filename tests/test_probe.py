@@ -51,9 +51,7 @@ def plain(fact: Any) -> Any:
     return fact
 
 
-@pytest.mark.parametrize(
-    "path", sorted(RECORDED.glob("*/*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}"
-)
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*/*.json")), ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_recorded_answer(path: Path) -> None:
     case = json.loads(path.read_text(encoding="utf-8"))
     assert plain(BY_NAME[path.parent.name].parse(case["answer"])) == case["fact"]
@@ -81,8 +79,7 @@ def ask(shell: list[str], probe: Probe[Any], **env: str) -> tuple[str, float]:
     done = subprocess.run(
         [shutil.which(shell[0]) or shell[0], *shell[1:], "-c", probe.ask],
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         env={**os.environ, **env},
         timeout=20,
         check=True,
@@ -120,17 +117,11 @@ def test_tools_are_those_that_are_there(shell: list[str]) -> None:
             assert tools[tool][0].isdigit()
 
 
-@pytest.mark.parametrize(
-    "script", ["exec sleep 30", "sleep 30", "trap '' TERM INT; while :; do sleep 1; done"]
-)
+@pytest.mark.parametrize("script", ["exec sleep 30", "sleep 30", "trap '' TERM INT; while :; do sleep 1; done"])
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_hanging_tool_keeps_nothing_from_the_others(
-    shell: list[str], script: str, tmp_path: Path
-) -> None:
+def test_a_hanging_tool_keeps_nothing_from_the_others(shell: list[str], script: str, tmp_path: Path) -> None:
     if shell[0] == "busybox" and not script.startswith("exec"):
-        pytest.skip(
-            "its timeout ends the tool only, not the tool's children: the agent's 3 s serve"
-        )
+        pytest.skip("its timeout ends the tool only, not the tool's children: the agent's 3 s serve")
     fake = tmp_path / "aria2c"
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)

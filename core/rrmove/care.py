@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from rrmove.probe import STANDARD
 from rrmove.retry import ask
 from rrmove.setting import log_in, look_at, node_of
 
@@ -20,7 +21,7 @@ async def probe_node(target: str | Node, *, inventory: Inventory | None = None, 
     """Find out all that can be found out about a node, in one login. Raises what the login raises."""
     node, _ = node_of(target, inventory)
     async with log_in(node, ssh) as session:
-        return await look_at(session, grace=GRACE, emit=lambda _: None)
+        return await look_at(session, STANDARD, grace=GRACE, emit=lambda _: None)
 
 
 async def clean(

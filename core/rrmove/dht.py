@@ -124,9 +124,7 @@ async def ping(host: str, port: int, within: float) -> DHTState:
     transaction = secrets.token_bytes(4)
     query = ping_query(transaction, secrets.token_bytes(20))
     loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(
-        lambda: _Ping(transaction), remote_addr=(host, port)
-    )
+    transport, protocol = await loop.create_datagram_endpoint(lambda: _Ping(transaction), remote_addr=(host, port))
     try:
         async with asyncio.timeout(within):
             while True:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rrmove import dht
-from rrmove.errors import Unusable
+from rrmove.errors import Unusable, foremost
 from rrmove.events import Probed
 from rrmove.probe import (
     CLEAN,
@@ -160,17 +160,11 @@ async def gather(  # noqa: PLR0913  two that everyone gives, the rest by name
     try:
         answers = await _gather(session, wanted, address, ports, grace)
     except BaseExceptionGroup as group:
-        error = _first(group)
+        error = foremost(group)
         raise error from error.__cause__
     facts = Facts(MappingProxyType(answers), time.time())
     emit(Probed(session.node.name, describe(facts), time.monotonic() - begun))
     return facts
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Find the error to raise: all calls fail with their one lane, and tell the same story."""
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _gather(
@@ -286,9 +280,7 @@ async def _reach(view: _View, lane: Lane) -> None:
 # From our side
 
 
-async def _look(
-    view: _View, address: tuple[str, int], ports: Collection[int], torrent: int | None
-) -> None:
+async def _look(view: _View, address: tuple[str, int], ports: Collection[int], torrent: int | None) -> None:
     """Knock at all ports at once. Ends when all have answered, or when it is cancelled."""
     loop = asyncio.get_running_loop()
     host, ssh_port = address

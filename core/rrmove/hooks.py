@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from rrmove.discovery import allowed, quiet_stdout, registered
-from rrmove.model import Plan, Refusal
+from rrmove.model import Plan, Refusal, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -204,6 +204,9 @@ def _ordered(manager: PluginManager, name: str) -> Iterator[_Hook]:
 def _unfit(answer: object, plan: Plan) -> str | None:
     if not isinstance(answer, Plan):
         return f"it is no Plan but {answer!r}"
+    parts = ((answer.steps, Step), (answer.refusals, Refusal))
+    if not all(isinstance(part, tuple) and all(isinstance(each, kind) for each in part) for part, kind in parts):
+        return "its steps and refusals are no tuples of Step and Refusal"
     names = [step.transport for step in answer.steps]
     invented = set(names) - {step.transport for step in plan.steps}
     if invented:

@@ -10,8 +10,8 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from rrmove.errors import Fatal, IntegrityError, Transient, UsageError
@@ -43,6 +43,7 @@ class Place:
     kind: str | None
     part_size: int | None
     held: int
+    opened: Mapping[str, object] | None = None
 
 
 def part_id(manifest: Manifest, request: Request) -> str:
@@ -51,14 +52,22 @@ def part_id(manifest: Manifest, request: Request) -> str:
     return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-async def locate(session: Session, request: Request, manifest: Manifest) -> Place:
-    """Ask the node where the file would land; changes nothing there."""
+async def locate(session: Session, request: Request, manifest: Manifest, *, opening: bool = False) -> Place:
+    """Ask the node where the file would land; changes nothing there.
+
+    With `opening` the part file may be made ready in the same round trip, unless a target of that
+    size is there; `opened` then has what `open` answers. A repeat gives the same place.
+    """
+    also: dict[str, object] = {}
+    if opening:
+        also = {"size": manifest.size, "need": _need(manifest), "note": _note(request, manifest)}
     fields = await ask(
         session,
         "locate",
         destination=request.destination,
         name=request.source.name,
         key=part_id(manifest, request),
+        **also,
     )
     place = Place(**{key: fields.get(key) for key in Place.__dataclass_fields__})  # type: ignore[arg-type]
     node = request.node.name
@@ -71,6 +80,25 @@ async def locate(session: Session, request: Request, manifest: Manifest) -> Plac
     return place
 
 
+def _need(manifest: Manifest) -> int:
+    """Count the bytes that take room on a disk: holes take none."""
+    holes = (manifest.chunk(i).length for i in range(manifest.count) if manifest.is_hole(i))
+    return manifest.size - sum(holes)
+
+
+def _note(request: Request, manifest: Manifest) -> dict[str, object]:
+    """Write down what a part file is, for people who find one and for `rrmove clean`."""
+    return {
+        "name": request.source.name,
+        "destination": request.destination,
+        "size": manifest.size,
+        "grain": manifest.grain,
+        "root": manifest.root,
+        "begun": int(time.time()),
+        "from": f"{os.uname().nodename}:{os.getpid()}",
+    }
+
+
 class PartFile:
     """One part file and what is known of it; serves transports as `rrmove.transport.Landing`."""
 
@@ -80,8 +108,10 @@ class PartFile:
         self._verified = bytearray(manifest.count)
         self._wrong: dict[int, int] = {}
         self._ino: str | None = None
+        self._opened = self.fresh = False
         self.foreign = place.part_size is not None  # who wrote what is there may still be writing
-        self.reused = 0
+        if place.opened is not None:
+            self._is_open(place.opened)
 
     @property
     def part(self) -> str:
@@ -106,27 +136,27 @@ class PartFile:
 
         Raises Fatal where the disk is too full or the directory may not be written to.
         """
-        manifest, place = self._manifest, self.place
-        holes = sum(manifest.chunk(i).length for i in range(manifest.count) if manifest.is_hole(i))
-        note = {
-            "target": place.target,
-            "size": manifest.size,
-            "grain": manifest.grain,
-            "root": manifest.root,
-            "begun": int(time.time()),
-            "from": f"{os.uname().nodename}:{os.getpid()}",
-        }
-        fields = await ask(
-            self._session,
-            "open",
-            part=place.part,
-            journal=place.journal,
-            note=note,
-            size=manifest.size,
-            need=max(0, manifest.size - holes - place.held),
-        )
-        self._is_now(cast("str | None", fields["ino"]))
-        self.place = await locate(self._session, self._request, manifest)
+        manifest, opened = self._manifest, self.place.opened
+        if self._opened and opened is None:  # what it holds by now needs no room any more
+            self.place = await locate(self._session, self._request, manifest)
+        if opened is None:
+            opened = await ask(
+                self._session,
+                "open",
+                part=self.place.part,
+                journal=self.place.journal,
+                note=_note(self._request, manifest),
+                size=manifest.size,
+                need=max(0, _need(manifest) - self.place.held),
+            )
+        self.place = replace(self.place, opened=None)
+        self._is_open(opened)
+
+    def _is_open(self, opened: Mapping[str, object]) -> None:
+        self._opened = True
+        self._is_now(cast("str | None", opened["ino"]))
+        # A part file that was made just now is one hole; only if the source has holes is that news.
+        self.fresh = bool(opened.get("fresh")) and _need(self._manifest) == self._manifest.size
 
     async def survey(self, *, everything: bool = False) -> tuple[Range, ...]:
         """Read back what has not been verified yet, or `everything`, and give what is missing."""
@@ -207,8 +237,13 @@ class PartFile:
             self._verified = bytearray(self._manifest.count)
 
     async def _survey_rest(self) -> None:
+        if self.fresh:
+            self.fresh = False
+            return
         for _ in range(3):  # a part that is replaced while we read it is read again
             rest = [i for i in range(self._manifest.count) if not self._verified[i]]
+            if not rest and self._ino is not None:
+                return
             ino = self._ino
             await self._wrong_chunks(self.part, rest)
             if self._ino == ino or ino is None:

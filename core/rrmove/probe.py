@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, get_args
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 T = TypeVar("T")
 
@@ -228,9 +230,7 @@ room /tmp /tmp
 room /data /data
 exit 0
 """
-_ROOM = re.compile(
-    r"room (~|/tmp|/data) .*?\s[0-9]+\s+-?[0-9]+\s+(-?[0-9]{1,18})\s+(?:[0-9]+%|-)\s"
-)
+_ROOM = re.compile(r"room (~|/tmp|/data) .*?\s[0-9]+\s+-?[0-9]+\s+(-?[0-9]{1,18})\s+(?:[0-9]+%|-)\s")
 
 
 def _space(answer: str) -> Mapping[str, int] | None:

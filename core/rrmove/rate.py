@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ class TokenBucket:
     """
 
     def __init__(self, rate: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        if rate is not None and rate <= 0:
+        if rate is not None and not 0 < rate < math.inf:
             raise ValueError("a rate limit must be more than 0 bytes a second")
         self._rate, self._clock = rate, clock
         self._tokens, self._then = 0.0, clock()

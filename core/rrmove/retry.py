@@ -30,6 +30,8 @@ async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
         except StaleError:
             raise
         except NoPython:
+            if not left:
+                raise
             continue  # the next lane speaks to the shell instead
         except Transient as error:
             if not left or (isinstance(error, NoLogin) and error.hopeless):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
 from rrmove.discovery import discover
@@ -20,7 +19,7 @@ from rrmove.gather import gather
 from rrmove.hooks import load_hooks
 from rrmove.inventory import load_inventory
 from rrmove.model import Node, Request, Source
-from rrmove.probe import STANDARD
+from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
 from rrmove.rate import TokenBucket
 from rrmove.retry import persistently
 from rrmove.ssh.config import direct, effective
@@ -35,6 +34,11 @@ if TYPE_CHECKING:
     from rrmove.manifest import Manifest
     from rrmove.model import Attempt, Options, Plan
     from rrmove.probe import Facts
+
+
+# What every move wants to know; transports add what they need. The node's way back to us takes
+# up to a quarter of a second to find out, so it is asked only for who needs it.
+ALWAYS: tuple[Probe[Any], ...] = (TOOLS, SYSTEM, PORTS, RTT, CLEAN)
 
 
 def node_of(target: str | Node, inventory: Inventory | None) -> tuple[Node, str]:
@@ -62,14 +66,17 @@ async def log_in(node: Node, ssh: str = "auto") -> AsyncIterator[SSHSession]:
         yield session
 
 
-async def look_at(session: SSHSession, *, grace: float | None, emit: Callable[[Event], None]) -> Facts:
-    """Gather the standard facts of a session's node, over one login; `grace` as `gather()` has it."""
+async def look_at(
+    session: SSHSession, probes: Iterable[Probe[Any]], *, grace: float | None, emit: Callable[[Event], None]
+) -> Facts:
+    """Gather facts of a session's node, over one login; `grace` as `gather()` has it."""
     node = session.node
     config = None if session.embedded else await effective(node)
     address = (config.hostname, config.port) if config is not None and direct(config) else None
     ports = {node.ports.data, node.ports.torrent}
+    asked = tuple(probes)
     return await persistently(
-        lambda: gather(session, STANDARD, address=address, ports=ports, grace=grace, emit=emit)
+        lambda: gather(session, asked, address=address, ports=ports, grace=grace, emit=emit)
     )
 
 
@@ -119,7 +126,9 @@ class Setting:
         known = None if fresh else self.experience.known_facts(name, time.time())
         if known is not None:
             return known
-        facts = await look_at(self.session, grace=None, emit=self.emit)
+        needs = {probe.name: probe for each in self.registry.transports.values() for probe in each.needs}
+        probes = {probe.name: probe for probe in ALWAYS} | needs
+        facts = await look_at(self.session, probes.values(), grace=None, emit=self.emit)
         self.experience.remember_facts(name, facts)
         return facts
 
@@ -147,8 +156,6 @@ class Setting:
 
     def remember(self, attempt: Attempt, missing: int, plan: Plan, facts: Facts, lives: Sequence[Life]) -> None:
         """Note what came of an attempt, for the next estimates."""
-        from rrmove.probe import RTT  # noqa: PLC0415
-
         step = next((step for step in plan.steps if step.transport == attempt.transport), None)
         self.experience.record(
             self.request.node.name,
@@ -157,7 +164,8 @@ class Setting:
             predicted=step.estimate.seconds if step else None,
             rtt=facts.get(RTT),
             lives=lives,
+            limited=self.limiter.rate is not None,
         )
 
 
-__all__ = ["Setting", "functools", "log_in", "look_at", "node_of"]
+__all__ = ["Setting", "log_in", "look_at", "node_of"]

@@ -69,7 +69,9 @@ def test_options_keep_every_line_in_order() -> None:
     assert "canonicalizepermittedcnames" in options
 
 
-@pytest.mark.parametrize("text", ["", "user a\n", "hostname a\n", "hostname a\nport ssh\n", "hostname a\nport \u0665\n"])
+@pytest.mark.parametrize(
+    "text", ["", "user a\n", "hostname a\n", "hostname a\nport ssh\n", "hostname a\nport \u0665\n"]
+)
 def test_an_answer_without_host_or_port_is_an_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_ssh_g(text)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from rrmove.cli import failure, interrupt
 from rrmove.cli.jsonlines import JSONLines, outcome_object, unfinished_object
 from rrmove.cli.places import one_node, one_target, source_file
-from rrmove.cli.progress import Watcher, amount, watcher
+from rrmove.cli.progress import Watcher, watcher
 from rrmove.cli.result import result_line
-from rrmove.cli.text import printable, say
+from rrmove.cli.text import amount, printable, say
 from rrmove.errors import RRMoveError
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ def run(command: AutoCommand) -> int:
     finally:
         seen.close()
     if not command.output.quiet:
-        losses, verbose = seen.tally.losses, command.output.verbose
-        sys.stdout.write(result_line(outcome, losses=losses, verbose=verbose) + "\n")
+        tally, verbose = seen.tally, command.output.verbose
+        line = result_line(outcome, losses=tally.losses, committed=tally.committed, verbose=verbose)
+        sys.stdout.write(line + "\n")
     return 0
 
 
@@ -111,7 +112,7 @@ async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
     options = command.options
     ticking = asyncio.create_task(_tick(seen))
     try:
-        from rrmove.move import move
+        from rrmove.moving import move
 
         return await move(
             errand.source,
@@ -138,7 +139,7 @@ async def _tick(seen: Watcher) -> None:
 def _interrupted(tally: Tally) -> str:
     if not tally.begun:
         return "rrmove: interrupted before anything was sent"
-    there = f"{amount(tally.durable, tally.size)} are on {printable(tally.node)}"
+    there = f"about {amount(tally.durable, tally.size)} are on {printable(tally.node)}"
     return (
         f"rrmove: interrupted; {there}, in a part file that stays there\n"
         f"{failure.INDENT}Run the same command again to go on from there"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from rrmove.cli.notices import Notices
-from rrmove.cli.progress import amount, outlook, pace
+from rrmove.cli.progress import outlook, pace
 from rrmove.cli.tally import Tally
-from rrmove.cli.text import middle_out, printable
+from rrmove.cli.text import amount, middle_out, printable
+from rrmove.events import Finished
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rich.progress import BarColumn, Progress, TaskID
 
@@ -55,37 +57,46 @@ class Bar:
         """Take an event into the bar, and say above it what should stay to be read."""
         now = self._clock()
         self.tally.see(event, now)
-        if self._closed:
+        if self._closed or isinstance(event, Finished):
             return
-        for line in self._notices.lines(event, now):
-            self._above(line)
-        self._draw(now)
+        with self._giving_up_quietly():
+            for line in self._notices.lines(event, now):
+                self._above(line)
+            self._draw(now)
+
+    @contextlib.contextmanager
+    def _giving_up_quietly(self) -> Iterator[None]:
+        """Say no more when the terminal is gone: the move is worth more than its bar."""
+        try:
+            yield
+        except (OSError, ValueError):
+            self._closed = True
 
     def tick(self) -> None:
         """Let the time go on in the bar; before the first event, say that we connect."""
         now = self._clock()
         if self._closed:
             return
-        if self.tally.stage != "connecting":
-            self._draw(now)
-        elif now - self._begun >= PATIENCE:
-            self._greeted = True
-            waited = f" {int(now - self._begun)} s" if now - self._begun >= 1 else ""
-            sys.stderr.write(f"{ERASE}connecting to {self._node}{waited}")
-            sys.stderr.flush()
+        with self._giving_up_quietly():
+            if self.tally.stage != "connecting":
+                self._draw(now)
+            elif now - self._begun >= PATIENCE:
+                self._greeted = True
+                waited = f" {int(now - self._begun)} s" if now - self._begun >= 1 else ""
+                _write(f"{ERASE}connecting to {self._node}{waited}")
 
     def close(self) -> None:
         """Remove the bar, and say what was kept back; the lines above it stay."""
         if self._closed:
             return
-        for line in self._notices.rest():
-            self._above(line)
-        self._closed = True
-        if self._rich is not None:
-            self._rich[0].stop()
-        elif self._greeted:
-            sys.stderr.write(ERASE)
-            sys.stderr.flush()
+        with self._giving_up_quietly():
+            for line in self._notices.rest():
+                self._above(line)
+            self._closed = True
+            if self._rich is not None:
+                self._rich[0].stop()
+            elif self._greeted:
+                _write(ERASE)
 
     def _above(self, line: str) -> None:
         from rich.text import Text
@@ -134,8 +145,7 @@ class Bar:
         from rich.table import Column
 
         if self._greeted:
-            sys.stderr.write(ERASE)
-            sys.stderr.flush()
+            _write(ERASE)
         console = Console(stderr=True, color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
 
         def column(field: str, style: str = "none") -> TextColumn:
@@ -164,3 +174,8 @@ class Bar:
         from rich.progress import BarColumn
 
         return next(column for column in progress.columns if isinstance(column, BarColumn))
+
+
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()

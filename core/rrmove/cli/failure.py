@@ -33,8 +33,11 @@ def report(error: BaseException, argv: Sequence[str] = ()) -> int:
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Take an error out of the groups it travelled in, where it travelled alone."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+    """Take an error out of the groups it travelled in, alone or with others of rrmove's own."""
+    while isinstance(error, BaseExceptionGroup):
+        known, unknown = error.split(RRMoveError)
+        if len(error.exceptions) > 1 and (known is None or unknown is not None):
+            break
         error = error.exceptions[0]
     return error
 

@@ -18,38 +18,38 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+PATIENCE = 2.0  # seconds for which stopping needs no word
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(main: Coroutine[Any, Any, T], *, tidy: Callable[[], None] = lambda: None) -> T:
     """Run `main` to its end; the first signal cancels it, the second ends the process at once.
 
-    Raises KeyboardInterrupt when a signal ended it. `tidy` is called before the process ends at
-    once, to leave the terminal as it was.
+    Raises KeyboardInterrupt when a signal ended it. `tidy` leaves the terminal as it was; it is
+    called before anything is said here.
     """
-    with asyncio.Runner() as runner:
-        loop = runner.get_loop()
-        stop = _Stop(loop, tidy)
-        with stop.listening():
-            try:
-                return runner.run(stop.watch(main))
-            except asyncio.CancelledError:
-                if stop.asked:
-                    raise KeyboardInterrupt from None
-                raise
+    stop = _Stop(tidy)
+    # Outside the runner, whose end may take a while: it waits for threads that hash or connect.
+    with stop.listening(), asyncio.Runner() as runner:
+        try:
+            return runner.run(stop.watch(main))
+        except asyncio.CancelledError:
+            if stop.asked:
+                raise KeyboardInterrupt from None
+            raise
 
 
 class _Stop:
     """What signals do while a coroutine runs."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, tidy: Callable[[], None]) -> None:
+    def __init__(self, tidy: Callable[[], None]) -> None:
         self.asked = False
-        self._loop = loop
         self._tidy = tidy
         self._task: asyncio.Task[Any] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def watch(self, main: Coroutine[Any, Any, T]) -> T:
-        self._task = asyncio.current_task()
+        self._task, self._loop = asyncio.current_task(), asyncio.get_running_loop()
         if self.asked:
             main.close()
             raise asyncio.CancelledError
@@ -72,15 +72,20 @@ class _Stop:
             for number in ours:
                 signal.signal(number, before[number])
 
-    def _signalled(self, number: int, _frame: FrameType | None) -> None:
-        del number
+    def _signalled(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             self._tidy()
-            say("rrmove: ended at once; what it started may take a moment to notice")
+            say("rrmove: ended at once; the same command goes on from what is on the node")
             os._exit(INTERRUPTED)
         self.asked = True
-        self._loop.call_soon_threadsafe(self._cancel)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancel)
 
     def _cancel(self) -> None:
-        if self._task is not None:
+        if self._task is not None and self._loop is not None:
             self._task.cancel()
+            self._loop.call_later(PATIENCE, self._hint)
+
+    def _hint(self) -> None:
+        self._tidy()
+        say("rrmove: stopping; Ctrl-C again ends at once")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rrmove.cli.text import plural, printable
+from rrmove.cli.text import amount, plural, printable
 from rrmove.events import (
     AttemptFailed,
     AttemptStarted,
@@ -47,11 +47,11 @@ class Notices:
                 return self._lost(event, now)
             case AttemptFailed():
                 self._failed = event.attempt
-                return [_failed(event.attempt)]
+                return [_failed(event.attempt, event.node)]
             case AttemptStarted():
                 return self._started(event)
             case Waiting() if self.verbose or event.seconds >= PATIENCE:
-                return [f"waiting {format_seconds(event.seconds)}: {event.reason}"]
+                return [_with_reason(f"waiting {format_seconds(event.seconds)}", event.reason)]
             case _:
                 return self._told_at_length(event) if self.verbose else []
 
@@ -71,7 +71,7 @@ class Notices:
     def _lost(self, event: ConnectionLost, now: float) -> list[str]:
         self._losses += 1
         if self.verbose:
-            return [f"{_lost(event)}: {event.reason}"]
+            return [_with_reason(_lost(event), event.reason)]
         if self._losses <= SPOKEN:
             self._said_at = now
             return [_lost(event)]
@@ -100,8 +100,8 @@ class Notices:
                 return [f"trying {event.transport} again, {to_go} to go"]
             return [f"falling back to {event.transport}, {to_go} to go"]
         if event.missing < event.size:
-            there = format_size(event.size - event.missing)
-            return [f"{there} of {format_size(event.size)} are on {event.node} already, going on"]
+            there = amount(event.size - event.missing, event.size)
+            return [f"{there} are on {event.node} already, going on"]
         return [f"{event.transport} begins, {to_go} to go"] if self.verbose else []
 
 
@@ -110,9 +110,14 @@ def _lost(event: ConnectionLost) -> str:
     return f"connection lost after {age} and {carried}, going on"
 
 
-def _failed(attempt: Attempt) -> str:
-    why = attempt.error or "it did not say why"
-    return f"{attempt.transport} failed after {format_seconds(attempt.seconds)}: {why}"
+def _failed(attempt: Attempt, node: str) -> str:
+    why = (attempt.error or "").removeprefix(f"{node}: ")  # every line here is about this node
+    return _with_reason(f"{attempt.transport} failed after {format_seconds(attempt.seconds)}", why)
+
+
+def _with_reason(what: str, why: str) -> str:
+    """Add a reason, in one line: programs give theirs in several."""
+    return f"{what}: {' '.join(why.split(chr(10)))}" if why.strip() else what
 
 
 def _probed(event: Probed) -> str:

@@ -8,17 +8,18 @@ from rrmove.cli import interrupt
 from rrmove.cli.jsonlines import dumps
 from rrmove.cli.places import one_node, one_target, source_file
 from rrmove.cli.table import columns, show
-from rrmove.cli.text import printable
+from rrmove.cli.text import amount, printable
 from rrmove.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rrmove.cli.arguments import PlanCommand
-    from rrmove.model import Estimate
-    from rrmove.move import Preview
+    from rrmove.model import Step
+    from rrmove.moving import Preview
 
 NO_ROUTE = 3
+NOTHING = 0.005  # seconds below which a term changes no sum
 HISTORY = 10  # former moves that are shown
 
 
@@ -31,7 +32,7 @@ def run(command: PlanCommand) -> int:
 
 async def _look(command: PlanCommand) -> Preview:
     from rrmove.inventory import load_inventory
-    from rrmove.move import preview
+    from rrmove.moving import preview
 
     target = one_target(command.source, (command.target,))
     source = source_file(command.source)
@@ -63,12 +64,12 @@ def describe(seen: Preview) -> Iterator[str]:
                 str(rank),
                 step.transport,
                 format_seconds(step.estimate.seconds),
-                terms(step.estimate),
+                terms(step),
                 step.reason,
             )
             for rank, step in enumerate(plan.steps, 1)
         ]
-        yield from columns(rows, ("RANK", "TRANSPORT", "EXPECTED", "SUM", "REASON"), right=(0, 2))
+        yield from columns(rows, ("RANK", "TRANSPORT", "EXPECTED", "SUM", "REASON"), right=(0, 2), wrap=(3, 4))
     else:
         yield "No transport can serve."
     if plan.refusals:
@@ -89,16 +90,20 @@ def _to_send(seen: Preview) -> str:
     if not seen.missing:
         return f"all {format_size(size)} are there already"
     if seen.missing < size:
-        return f"{format_size(seen.missing)} of {format_size(size)} to send, the rest is there"
+        return f"{amount(seen.missing, size)} to send, the rest is there"
     return f"{format_size(size)} to send"
 
 
-def terms(estimate: Estimate) -> str:
-    """Give the sum behind an estimate: `1.3 s connect + 46 s data`."""
-    parts = [f"{format_seconds(seconds)} {what}" for what, seconds in estimate.terms]
-    if len(parts) == 1:
-        parts = [what for what, _ in estimate.terms]  # its seconds are the total beside it
-    return "; ".join(filter(None, (" + ".join(parts), estimate.note)))
+def terms(step: Step) -> str:
+    """Give the sum behind an estimate, `1.3 s connect + 46 s send`, and its note if the reason has it not."""
+    estimate, total = step.estimate, ""
+    for what, seconds in estimate.terms:
+        if abs(seconds) >= NOTHING:
+            sign = (" - " if seconds < 0 else " + ") if total else ("-" if seconds < 0 else "")
+            counted = "for " if what[:1].isdigit() else ""  # "0.8 s for 3 reconnects"
+            total += f"{sign}{format_seconds(abs(seconds))} {counted}{what}"
+    note = "" if estimate.note in step.reason else estimate.note
+    return "; ".join(filter(None, (total, note)))
 
 
 def off(predicted: float, actual: float) -> str:

@@ -10,7 +10,7 @@ from rrmove.cli import interrupt
 from rrmove.cli.failure import headline
 from rrmove.cli.jsonlines import dumps
 from rrmove.cli.table import columns, show
-from rrmove.errors import RRMoveError, UsageError
+from rrmove.errors import RRMoveError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -63,8 +63,6 @@ async def _probe(node: Node, inventory: Inventory, ssh: str) -> Sight:
 
     try:
         facts = await probe_node(node, inventory=inventory, ssh=ssh)
-    except UsageError:
-        raise
     except RRMoveError as error:
         return Sight(node.name, {}, error)
     return Sight(node.name, in_words(facts))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from rrmove.cli.notices import Notices
 from rrmove.cli.tally import Tally
-from rrmove.cli.text import printable, say
-from rrmove.units import format_rate, format_seconds, format_size
+from rrmove.cli.text import amount, printable, say
+from rrmove.units import format_rate, format_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,13 +138,6 @@ def whole(seconds: float) -> str:
 def share(tally: Tally) -> str:
     """Give the durable share of the file; it is 100 % only when nothing is missing."""
     return f"{tally.durable * 100 // tally.size} %" if tally.size else ""
-
-
-def amount(durable: int, size: int) -> str:
-    """Give `412 of 955 MB`, with the unit said once where both have the same."""
-    some, all_of_it = format_size(durable), format_size(size)
-    number, _, unit = some.partition(" ")
-    return f"{number if all_of_it.endswith(f' {unit}') else some} of {all_of_it}"
 
 
 def watcher(name: str, node: str, output: Output) -> Watcher:

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from rrmove.model import Outcome
 
 
-def result_line(outcome: Outcome, *, losses: int = 0, verbose: bool = False) -> str:
-    """Say what was moved where, how long it took and what it took."""
+def result_line(outcome: Outcome, *, losses: int = 0, committed: bool = False, verbose: bool = False) -> str:
+    """Say what was moved where, how long it took and what it took.
+
+    `committed` tells a file that took its name just now from one that had it before.
+    """
     source, node = outcome.request.source, outcome.request.node
-    words = [_verdict(outcome)]
+    words = [_verdict(outcome, committed=committed)]
     if outcome.attempts:
         words.append(_transports(outcome))
+    if outcome.attempts or committed:
         if outcome.bytes_reused:
             words.append(f"{format_size(outcome.bytes_reused)} were there already")
         if losses:
@@ -27,8 +31,8 @@ def result_line(outcome: Outcome, *, losses: int = 0, verbose: bool = False) -> 
     return printable(f"{source.name} -> {place}  {', '.join(words)}")
 
 
-def _verdict(outcome: Outcome) -> str:
-    if not outcome.attempts:
+def _verdict(outcome: Outcome, *, committed: bool) -> str:
+    if not outcome.attempts and not committed:
         return "already there, verified, nothing sent"
     size, seconds = outcome.request.source.size, outcome.seconds
     fresh = size - outcome.bytes_reused

@@ -1,10 +1,11 @@
-"""Aligned columns for people: the last column is wrapped under itself on a terminal."""
+"""Aligned columns for people: on a terminal, long cells are broken into lines of their own column."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import textwrap
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from rrmove.cli.text import printable
@@ -13,45 +14,59 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 GAP = "  "
-NARROW = 24  # columns below which wrapping makes things worse
+NARROW = 20  # columns below which breaking lines makes things worse
 
 
-def columns(
+def columns(  # noqa: PLR0913 - what a table looks like, by name
     rows: Iterable[Sequence[str]],
     head: Sequence[str] = (),
     *,
     right: Iterable[int] = (),
+    wrap: Iterable[int] = (-1,),
     indent: str = "",
     width: int | None = None,
 ) -> list[str]:
-    """Lay out rows of cells; those numbered in `right` are aligned there.
+    """Lay out rows of cells under their heads; without rows there is nothing to lay out.
 
-    `width` is the terminal's by default, and without a terminal the lines are as long as they
-    are: a program that reads them counts lines. Columns without any text are left out.
+    Cells numbered in `right` are aligned there; those in `wrap` are broken into lines where
+    `width` is too small. It is the terminal's by default, and without a terminal there is room
+    for all: a program that reads this counts lines. Columns without any text are left out.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
-    used = [number for number in range(len(head)) if any(row[number] for row in cells)]
-    if head:
-        kept = {old: new for new, old in enumerate(used)}
-        right = [kept[number] for number in right if number in kept]
-        cells = [[head[number] for number in used], *([row[n] for n in used] for row in cells)]
-    if not cells or not cells[0]:
+    if not cells:
         return []
-    flush = set(right)
-    widths = [max(len(row[n]) for row in cells) for n in range(len(cells[0]) - 1)]
-    room = _room(width) - len(indent) - sum(widths) - len(GAP) * len(widths)
+    count = len(cells[0])
+    used = [number for number in range(count) if not head or any(row[number] for row in cells)]
+    table = [[row[number] for number in used] for row in ([list(head), *cells] if head else cells)]
+    flush = {used.index(number) for number in right if number in used}
+    soft = sorted({used.index(number % count) for number in wrap if number % count in used})
+    widths = [max(len(row[number]) for row in table) for number in range(len(used))]
+    _shrink(widths, soft, _room(width) - len(indent) - len(GAP) * (len(used) - 1))
     lines: list[str] = []
-    for *others, last in cells:
-        padded = [
-            cell.rjust(wide) if number in flush else cell.ljust(wide)
-            for number, (cell, wide) in enumerate(zip(others, widths, strict=True))
-        ]
-        start = indent + GAP.join([*padded, ""])
-        parts = textwrap.wrap(last, room, break_long_words=False) if room >= NARROW else [last]
-        first, *more = parts or [""]
-        lines.append((start + first).rstrip())
-        lines += [" " * len(start) + part for part in more]
+    for row in table:
+        parts = [_broken(cell, wide) for cell, wide in zip(row, widths, strict=True)]
+        for stripe in zip_longest(*parts, fillvalue=""):
+            padded = [
+                text.rjust(wide) if number in flush else text.ljust(wide)
+                for number, (text, wide) in enumerate(zip(stripe, widths, strict=True))
+            ]
+            lines.append((indent + GAP.join(padded)).rstrip())
     return lines
+
+
+def _shrink(widths: list[int], soft: Sequence[int], room: int) -> None:
+    """Take from the widest of the soft columns until the row fits, or they get unreadable."""
+    while sum(widths) > room and soft:
+        widest = max(soft, key=lambda number: widths[number])
+        if widths[widest] <= NARROW:
+            return
+        widths[widest] -= 1
+
+
+def _broken(cell: str, width: int) -> list[str]:
+    if len(cell) <= width:
+        return [cell]
+    return textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
 
 
 def _room(width: int | None) -> int:

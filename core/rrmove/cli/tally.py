@@ -32,8 +32,8 @@ STALLED = 3.0  # seconds without a durable byte that are worth a word
 class Tally:
     """The state of one move; `see()` every event of it.
 
-    `durable` bytes of `size` are on the node, `begun` says that an attempt was started, `losses`
-    counts the connections that died.
+    `durable` bytes of `size` are on the node, `begun` says that an attempt was started,
+    `committed` that the file took its name, `losses` counts the connections that died.
     """
 
     stage: Stage = "connecting"
@@ -43,6 +43,7 @@ class Tally:
     durable: int = 0
     losses: int = 0
     begun: bool = False
+    committed: bool = False
     _gained: int = 0
     _last_gain: float = 0.0
     _until: float = 0.0
@@ -52,9 +53,7 @@ class Tally:
         """Take one event into account."""
         self.node = event.node
         match event:
-            case Probed():
-                self.stage = "planning"
-            case Planned():
+            case Probed() | Planned() | AttemptFailed():
                 self.stage = "planning"
             case AttemptStarted():
                 self._start(event, now)
@@ -62,14 +61,13 @@ class Tally:
                 self._advance(event, now)
             case ConnectionLost():
                 self.losses += 1
-            case AttemptFailed():
-                self.stage = "planning"
             case Waiting():
                 self.stage, self._until = "waiting", now + event.seconds
             case Verified():
                 self.stage, self.durable = "done", self.size
             case Committed() | Finished():
                 self.stage = "done"
+                self.committed |= isinstance(event, Committed)
 
     def _start(self, event: AttemptStarted, now: float) -> None:
         if event.transport != self.transport:
@@ -81,8 +79,11 @@ class Tally:
         self._samples.append((now, self._gained))
 
     def _advance(self, event: Progressed, now: float) -> None:
-        more = event.durable - self.durable
         self.size = event.size
+        if not self.begun:  # what former moves left there; this one did not gain it
+            self.durable = event.durable
+            return
+        more = event.durable - self.durable
         if more > 0:
             self.durable = event.durable
             self._gained += more

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import sys
 
+from rrmove.units import format_size
+
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNDECODED = range(0xDC80, 0xDD00)  # how Python carries bytes that are no UTF-8 (PEP 383)
 
@@ -63,3 +65,10 @@ def middle_out(text: str, width: int) -> str:
         return text
     head = (width - 1) // 2
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def amount(durable: int, size: int) -> str:
+    """Give `412 of 955 MB`, with the unit said once where both have the same."""
+    some, all_of_it = format_size(durable), format_size(size)
+    number, _, unit = some.partition(" ")
+    return f"{number if all_of_it.endswith(f' {unit}') else some} of {all_of_it}"

@@ -59,6 +59,11 @@ class Refused(Exception):
         self.fields = dict(more, errno=name, text=text)
 
 
+def trouble(error):
+    name = errno.errorcode.get(error.errno or 0, "EIO")
+    return {"errno": name, "text": error.strerror or str(error)}
+
+
 def raw(path):
     """Give a path as bytes: names need not be text, and the node's locale must not matter."""
     return path.encode("utf-8", "surrogateescape")
@@ -81,24 +86,38 @@ class Disk:
         self.zeros = {}
 
     def part(self, path):
-        """Give a descriptor of what the path names now, or None."""
+        """Give a descriptor of what the path names now, to be closed by who asks, or None.
+
+        It is one of their own: the other thread may find the path replaced meanwhile and close ours.
+        """
         with self.lock:
-            known = self.open_files.get(path)
-            try:
-                seen = os.stat(raw(path))
-            except FileNotFoundError:
-                seen = None
-            if known is not None:
-                if seen is not None and (seen.st_dev, seen.st_ino) == known[1]:
-                    return known[0]
-                os.close(known[0])
-                del self.open_files[path]
-            if seen is None:
-                return None
-            fd = os.open(raw(path), os.O_RDWR | os.O_CLOEXEC)
-            now = os.fstat(fd)
-            self.open_files[path] = (fd, (now.st_dev, now.st_ino))
-            return fd
+            fd = self.known(path)
+            return None if fd is None else os.dup(fd)
+
+    def known(self, path):
+        known = self.open_files.get(path)
+        try:
+            seen = os.stat(raw(path))
+        except FileNotFoundError:
+            seen = None
+        if known is not None:
+            if seen is not None and (seen.st_dev, seen.st_ino) == known[1]:
+                return known[0]
+            os.close(known[0])
+            del self.open_files[path]
+        if seen is None:
+            return None
+        fd = os.open(raw(path), os.O_RDWR | os.O_CLOEXEC)
+        now = os.fstat(fd)
+        self.open_files[path] = (fd, (now.st_dev, now.st_ino))
+        return fd
+
+    def forget(self, path):
+        """Let go of a path's file: a target that we keep open for writing could not be executed."""
+        with self.lock:
+            fd, _ = self.open_files.pop(path, (None, None))
+            if fd is not None:
+                os.close(fd)
 
     def zero_digest(self, length):
         if length not in self.zeros:
@@ -229,8 +248,7 @@ class Agent:
         except Refused as error:
             result = {"error": error.fields}
         except OSError as error:
-            name = errno.errorcode.get(error.errno or 0, "EIO")
-            result = {"error": {"errno": name, "text": error.strerror or str(error)}}
+            result = {"error": trouble(error)}
         except Exception as error:
             result = {"error": {"errno": "EPROTO", "text": "%s: %s" % (type(error).__name__, error)}}
         finally:
@@ -239,13 +257,22 @@ class Agent:
 
     def put(self, number, length, part, at):
         """Write as the bytes come, so that what arrived counts even if the frame never ends."""
-        problem, done = None, 0
+        problem = None
         try:
             fd = self.disk.part(part)
             if fd is None:
                 problem = {"errno": "ENOENT", "text": "the part file is gone"}
         except OSError as error:
-            problem = {"errno": errno.errorcode.get(error.errno, "EIO"), "text": error.strerror}
+            fd, problem = None, trouble(error)
+        try:
+            problem = self.write_body(fd, length, at, problem)
+        finally:
+            if fd is not None:
+                os.close(fd)
+        self.answer(number, {"error": problem} if problem else {})
+
+    def write_body(self, fd, length, at, problem):
+        done = 0
         while done < length:
             got = os.readv(self.source, [self.buffer[: min(length - done, len(self.buffer))]])
             if not got:
@@ -257,9 +284,9 @@ class Agent:
                     wrote = os.pwrite(fd, view, at + done + got - len(view))
                     view = view[wrote:]
             except OSError as error:
-                problem = {"errno": errno.errorcode.get(error.errno, "EIO"), "text": error.strerror}
+                problem = trouble(error)
             done += got
-        self.answer(number, {"error": problem} if problem else {})
+        return problem
 
 
 def unknown(op):
@@ -343,7 +370,10 @@ def run(argv, timeout, body):
         out, err = process.communicate(body, timeout)
     except subprocess.TimeoutExpired:
         kill_group(process.pid)
-        process.communicate()
+        try:
+            process.communicate(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            pass  # something that left the group keeps the pipes: it is not waited for
         raise Refused("ETIMEDOUT", "%s did not end within %g s" % (argv[0], timeout))
     return {"status": process.returncode, "errors": text(err[-65536:])}, out[: 1 << 20]
 
@@ -358,7 +388,7 @@ def nearest(path):
     return path
 
 
-def locate(agent, destination, name, key):
+def locate(agent, destination, name, key, size=None, need=0, note=None):
     path = os.path.expanduser(raw(destination)) if destination.startswith("~") else raw(destination)
     path = os.path.join(home(), path)
     if destination == "" or path.endswith(b"/") or os.path.isdir(path):
@@ -397,6 +427,9 @@ def locate(agent, destination, name, key):
         found["part_size"], found["held"] = seen.st_size, seen.st_blocks * 512
     except FileNotFoundError:
         pass  # no part yet
+    if size is not None and found["kind"] in (None, "file") and found["size"] != size:
+        need = max(0, need - found["held"])
+        found["opened"] = open_part(agent, found["part"], found["journal"], note, size, need)
     return found
 
 
@@ -420,10 +453,13 @@ def open_part(agent, part, journal, note, size, need):
         fresh = raw(journal) + b"~"
         with open(fresh, "wb") as out:
             out.write(json.dumps(note).encode("ascii"))
-        os.rename(fresh, raw(journal))
+        try:
+            os.rename(fresh, raw(journal))
+        except FileNotFoundError:
+            pass  # another sender of the same content was quicker, with the same words
     finally:
         os.close(fd)
-    return {"ino": identity(seen), "held": seen.st_blocks * 512}
+    return {"ino": identity(seen), "held": seen.st_blocks * 512, "fresh": not seen.st_size}
 
 
 def digests(agent, path, spans):
@@ -440,8 +476,7 @@ def digests(agent, path, spans):
         seen = os.fstat(fd)
         found = [agent.disk.digest(fd, at, length, seen.st_size, agent.hashing) for at, length in spans]
     finally:
-        if not path.endswith(PART):
-            os.close(fd)
+        os.close(fd)
     return {"ino": identity(seen), "size": seen.st_size, "digests": found}
 
 
@@ -457,7 +492,10 @@ def trim(agent, part, size):
     fd = agent.disk.part(part)
     if fd is None:
         raise Refused("ENOENT", "the part file is gone")
-    os.ftruncate(fd, size)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
     return {}
 
 
@@ -503,22 +541,26 @@ def commit(agent, part, journal, target, size, ino, mode, mtime_ns, check):
     fd = agent.disk.part(part)
     if fd is None:
         raise Refused("ENOENT", "the part file is gone")
-    seen = os.fstat(fd)
-    if identity(seen) != ino or seen.st_size != size:
-        raise Refused("ESTALE", "the part file is another one than was verified")
-    wrong = [
-        at
-        for at, length, expected in check
-        if agent.disk.digest(fd, at, length, size, agent.hashing) != expected
-    ]
-    if wrong:
-        raise Refused("EBADMSG", "the part file does not match", wrong=wrong)
-    if os.path.isdir(raw(target)):
-        raise Refused("EISDIR", "Is a directory")
-    os.fchmod(fd, mode & 0o777)
-    os.utime(fd, ns=(mtime_ns, mtime_ns))
-    os.fsync(fd)
-    os.rename(raw(part), raw(target))
+    try:
+        seen = os.fstat(fd)
+        if identity(seen) != ino or seen.st_size != size:
+            raise Refused("ESTALE", "the part file is another one than was verified")
+        wrong = [
+            at
+            for at, length, expected in check
+            if agent.disk.digest(fd, at, length, size, agent.hashing) != expected
+        ]
+        if wrong:
+            raise Refused("EBADMSG", "the part file does not match", wrong=wrong)
+        if os.path.isdir(raw(target)):
+            raise Refused("EISDIR", "Is a directory")
+        os.fchmod(fd, mode & 0o777)
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+        os.fsync(fd)
+        os.rename(raw(part), raw(target))
+    finally:
+        os.close(fd)
+    agent.disk.forget(part)
     directory = os.open(os.path.dirname(raw(target)), os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -584,6 +626,8 @@ ASIDE = {"hello": hello, "probe": probe, "reach": reach, "run": run}
 
 
 def main():
+    # Ours alone: what we run may write to a part file, and has to be seen as the stranger that it is.
+    os.environ.pop("RRMOVE_AGENT", None)
     sink = os.dup(1)
     os.dup2(2, 1)  # whatever prints must not get between the frames
     for fd in (0, sink):
@@ -596,6 +640,8 @@ def main():
         Agent(0, sink).serve()
     except (EOFError, OSError):
         pass  # the connection has ended
+    except Exception as error:  # nothing that follows could be understood; the connection ends with a word
+        os.write(2, raw("the agent ends: %s: %s\n" % (type(error).__name__, error)))
     os._exit(0)
 
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rrmove.errors import RRMoveError, Transient
+from rrmove.errors import RRMoveError, Transient, Unusable
 from rrmove.session import Body, FilePart, Reply
 from rrmove.ssh.failures import NoLogin, NoPython, explain_operation
 
@@ -184,6 +184,10 @@ class CallLane(abc.ABC):
             channel = self._open_channel(command)
         except RRMoveError as error:
             self._tell(self._die, error)
+            return
+        except Exception as error:  # noqa: BLE001  whatever it is, callers must not wait for it in vain
+            what = f"the connection could not be opened ({type(error).__name__}: {error})"
+            self._tell(self._die, Unusable(what, node=self._node.name))
             return
         with self._guard:
             self._channel = channel

@@ -38,16 +38,18 @@ _WORDS: tuple[tuple[str, type[RRMoveError], str, str], ...] = (
         "Log in once with `ssh {host}` and check the fingerprint, or add the key to known_hosts",
     ),
     (
-        r"Permission denied|Too many authentication failures|no mutual signature|No more authentication methods",
-        Fatal,
-        "authentication was refused",
-        "Check the user, and that its authorized_keys has your key: `ssh -v {host}` shows which keys are tried",
-    ),
-    (
-        r"UNPROTECTED PRIVATE KEY FILE|bad permissions|Load key .* (invalid format|Permission denied)",
+        # The key file is the cause where no other key opened the door; else it was but a warning.
+        r"(UNPROTECTED PRIVATE KEY FILE|Load key [^\n]*)[\s\S]*Permission denied \(",
         Fatal,
         "the private key cannot be used",
         "Mend the key file or its permissions (`chmod 600`)",
+    ),
+    (
+        # With the list of methods: without it, it may be the node's .bashrc that complains of a file.
+        r"Permission denied \(|Too many authentication failures|no mutual signature|No more authentication methods",
+        Fatal,
+        "authentication was refused",
+        "Check the user, and that its authorized_keys has your key: `ssh -v {host}` shows which keys are tried",
     ),
     (
         r"Could not resolve hostname .*(Temporary failure|Try again)",
@@ -116,11 +118,14 @@ def explain_login(words: str, status: int | None, *, node: str, host: str) -> RR
 _SPACE = frozenset({"ENOSPC", "EDQUOT", "EFBIG"})
 _DENIED = frozenset({"EACCES", "EPERM", "EROFS"})
 _PATH = frozenset({"ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EINVAL"})
+_NO_PROGRAM = frozenset({"ENOENT", "EACCES", "ENOEXEC", "ENOTDIR"})  # what was to be run is not there
 
 
 def explain_operation(op: str, error: Mapping[str, object], *, node: str, path: str) -> RRMoveError:
     """Translate an agent's error answer: what the node's file system refuses is Fatal."""
     name, text = str(error.get("errno")), str(error.get("text"))
+    if name == "ENOSYS" or (op == "run" and name in _NO_PROGRAM):
+        return Unusable(text, node=node, tried=op)
     if name in _SPACE:
         need, free = error.get("need"), error.get("free")
         if isinstance(need, int) and isinstance(free, int):
@@ -138,8 +143,6 @@ def explain_operation(op: str, error: Mapping[str, object], *, node: str, path: 
         )
     if name in _PATH:
         return Fatal(f"the destination cannot be used: {text}", node=node, tried=path, remedy="Choose another path")
-    if name == "ENOSYS":
-        return Unusable(text, node=node, tried=op)
     if name == "EIO":
         return Fatal(f"the disk failed: {text}", node=node, tried=path, remedy="Look at the node's kernel log")
     return StaleError(name, f"{op} failed: {text}", node=node, tried=path)

@@ -1,37 +1,23 @@
-"""AgentLane: calls to the agent over one channel, from asyncio, with the bytes moved by threads."""
+"""AgentLane: the lane with the Python agent at its far end, and how the agent gets there."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import functools
-import itertools
 import json
-import queue
 import struct
-import threading
-import time
 import zlib
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from rrmove.errors import RRMoveError, Transient
 from rrmove.session import Body, FilePart, Reply
-from rrmove.ssh.failures import NoLogin, NoPython, explain_operation
+from rrmove.ssh.calls import Answer, CallLane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rrmove.model import Node
-    from rrmove.ssh.channel import Channel, Open
+    from rrmove.ssh.channel import Channel
 
 MAGIC = b"RRM1"
 HEADER = struct.Struct(">4sII")
-READY = b"\0RRMOVE-READY\n"
-NO_PYTHON = b"\nRRMOVE-NO-PYTHON\n"
-NOISE = 64 * 1024  # what a login shell's start-up files may print before the agent speaks, bytes
-LOGIN_PATIENCE = 30.0  # s; a cold login takes 12 round trips and a slow .bashrc some seconds more
-PATIENCE = 6.0  # s without a word while calls are open; the agent sends a beat every second
 
 # Runs under whatever login shell the user has, hence one pair of single quotes and nothing clever.
 # The agent's text follows on stdin as one line, so that nothing is written to the node's disk.
@@ -51,209 +37,39 @@ def agent_text() -> bytes:
     return base64.b64encode(zlib.compress(text, 9)) + b"\n"
 
 
-class AgentLane:
-    """One connection with the agent at its far end; see `rrmove.session.Lane` for the contract.
+def path_among(arguments: dict[str, object], op: str) -> str:
+    """Give the path that an operation is about, for error messages; the operation where it has none."""
+    return next((str(arguments[key]) for key in ("part", "path", "target", "destination") if key in arguments), op)
 
-    A thread connects and writes, another reads; everything else happens in the event loop in
-    which the lane was made. The connection is begun at once, calls queue up until it is there.
-    """
+
+class AgentLane(CallLane):
+    """One connection with the agent at its far end; see `rrmove.session.Lane` for the contract."""
 
     frame_limit = 8 << 20
 
-    def __init__(self, open_channel: Open, node: Node, *, lost: Callable[[RRMoveError], None] | None = None) -> None:
-        self._node, self._open_channel, self._lost = node, open_channel, lost
-        self._loop = asyncio.get_running_loop()
-        self._begun = self._heard = time.monotonic()
-        self._carried = 0
-        self._error: RRMoveError | None = None
-        self._numbers = itertools.count(1)
-        self._open_calls: dict[int, tuple[asyncio.Future[Reply], str, str]] = {}
-        self._outbox: queue.SimpleQueue[tuple[bytes, Body] | None] = queue.SimpleQueue()
-        self._channel: Channel | None = None
-        self._guard = threading.Lock()
-        self._up: asyncio.Future[None] = self._loop.create_future()
-        self._up.add_done_callback(lambda future: future.cancelled() or future.exception())
-        self._threads = [threading.Thread(target=self._write, name=f"lane-write-{node.name}", daemon=True)]
-        self._threads[0].start()
-        self._watch = self._loop.call_later(1.0, self._look)
-
-    @property
-    def age(self) -> float:
-        """Seconds since the connection was begun."""
-        return time.monotonic() - self._begun
-
-    @property
-    def carried(self) -> int:
-        """Bytes sent over it so far, the agent's own text included."""
-        return self._carried
-
-    @property
-    def quiet(self) -> float:
-        """Seconds since the last byte was heard from the node."""
-        return time.monotonic() - self._heard
-
-    @property
-    def alive(self) -> bool:
-        """Whether calls can still be made."""
-        return self._error is None
-
-    @property
-    def up(self) -> bool:
-        """Whether the agent has answered."""
-        return self._up.done() and self.alive
-
-    async def ready(self) -> None:
-        """Wait until the agent has answered; raises why it never will."""
-        await asyncio.shield(self._up)
-
     async def call(self, op: str, /, body: Body = b"", **arguments: object) -> Reply:
         """Ask the agent for one operation and wait for its answer."""
-        if self._error is not None:
-            raise self._error
-        number = next(self._numbers)
         length = body.length if isinstance(body, FilePart) else len(body)
-        fields = json.dumps({"op": op, "id": number, **arguments}).encode("ascii")
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        path = next((str(arguments[key]) for key in ("part", "path", "target", "destination") if key in arguments), op)
-        self._open_calls[number] = (future, op, path)
-        self._outbox.put((HEADER.pack(MAGIC, len(fields), length) + fields, body))
-        try:
-            return await future
-        finally:
-            self._open_calls.pop(number, None)
 
-    async def close(self) -> None:
-        """End the connection and wait until no thread touches it or its files any more."""
-        self._die(Transient("the connection was closed by us", node=self._node.name))
-        await asyncio.shield(self._loop.run_in_executor(None, self._join))
+        def encode(number: int) -> bytes:
+            fields = json.dumps({"op": op, "id": number, **arguments}).encode("ascii")
+            return HEADER.pack(MAGIC, len(fields), length) + fields
 
-    def _join(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        close = getattr(self._channel, "close", None)
-        if close is not None:
-            close()
+        return await self._exchange(op, path_among(arguments, op), encode, body)
 
-    # In the event loop
+    def _start(self) -> tuple[str, bytes]:
+        return BOOT, agent_text()
 
-    def _die(self, error: RRMoveError) -> None:
-        if self._error is not None:
-            return
-        self._error = error
-        self._watch.cancel()
-        self._outbox.put(None)
-        with self._guard:
-            if self._channel is not None:
-                self._channel.kill()
-        if not self._up.done():
-            self._up.set_exception(error)
-        for future, _, _ in list(self._open_calls.values()):
-            if not future.done():
-                future.set_exception(error)
-        if self._lost is not None:
-            self._lost(error)
-
-    def _look(self) -> None:
-        """Once a second: a lane that owes answers and says nothing is dead, whatever TCP believes."""
-        self._watch = self._loop.call_later(1.0, self._look)
-        if not self._up.done():
-            if self.age > LOGIN_PATIENCE:
-                self._die(NoLogin(f"no login within {LOGIN_PATIENCE:.0f} s", node=self._node.name))
-        elif self._open_calls and self.quiet > PATIENCE:
-            self._die(Transient(f"the connection fell silent for {self.quiet:.0f} s", node=self._node.name))
-
-    def _is_up(self) -> None:
-        if not self._up.done():
-            self._up.set_result(None)
-
-    def _settle(self, fields: dict[str, object], body: bytes) -> None:
-        number = fields.pop("id")
-        entry = self._open_calls.get(number) if isinstance(number, int) else None
-        if entry is None or entry[0].done():
-            return  # a beat, or somebody who no longer waits
-        future, op, path = entry
-        error = fields.get("error")
+    def _hear(self, channel: Channel) -> Answer | None:
+        head = channel.read(HEADER.size)
+        if len(head) < HEADER.size:
+            return None
+        magic, fields_length, body_length = HEADER.unpack(head)
+        if magic != MAGIC:
+            raise self._mangled()
+        fields = json.loads(self._take(channel, fields_length))
+        body = self._take(channel, body_length)
+        number, error = fields.pop("id"), fields.get("error")
         if isinstance(error, dict):
-            future.set_exception(explain_operation(op, error, node=self._node.name, path=path))
-        else:
-            future.set_result(Reply(fields, body))
-
-    def _tell(self, what: Callable[..., None], *arguments: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(what, *arguments)
-        except RuntimeError:  # the loop has been closed under us: nobody listens any more
-            return
-
-    # In the threads
-
-    def _write(self) -> None:
-        try:
-            channel = self._open_channel(BOOT)
-        except RRMoveError as error:
-            self._tell(self._die, error)
-            return
-        with self._guard:
-            self._channel = channel
-            if self._error is not None:
-                channel.kill()
-                return
-        reader = threading.Thread(target=self._read, args=(channel,), name="lane-read", daemon=True)
-        self._threads.append(reader)
-        reader.start()
-        try:
-            channel.write(agent_text())
-            self._carried += len(agent_text())
-            while (item := self._outbox.get()) is not None:
-                head, body = item
-                if isinstance(body, FilePart):
-                    channel.write(head)
-                    channel.write_file(body.fd, body.offset, body.length)
-                    self._carried += len(head) + body.length
-                else:
-                    channel.write(head + body if len(body) < 64 * 1024 else head)
-                    if len(body) >= 64 * 1024:
-                        channel.write(body)
-                    self._carried += len(head) + len(body)
-        except RRMoveError as error:
-            self._tell(self._die, error)
-        except (OSError, ValueError):
-            return  # the reader finds the end of the stream and says why
-
-    def _read(self, channel: Channel) -> None:
-        try:
-            self._await_agent(channel)
-            self._tell(self._is_up)
-            while True:
-                head = channel.read(HEADER.size)
-                if len(head) < HEADER.size:
-                    break
-                magic, fields_length, body_length = HEADER.unpack(head)
-                if magic != MAGIC:
-                    raise Transient("the node's answers are mangled", node=self._node.name)  # noqa: TRY301
-                fields = json.loads(channel.read(fields_length))
-                body = channel.read(body_length) if body_length else b""
-                self._heard = time.monotonic()
-                if fields.get("id"):
-                    self._tell(self._settle, fields, body)
-            self._tell(self._die, channel.cause())
-        except RRMoveError as error:
-            self._tell(self._die, error)
-        except (OSError, ValueError):  # cut in the middle of a frame, or killed by us
-            self._tell(self._die, channel.cause())
-
-    def _await_agent(self, channel: Channel) -> None:
-        heard = b""
-        while not heard.endswith(READY):
-            byte = channel.read(1)
-            if not byte:
-                raise channel.cause()
-            self._heard = time.monotonic()
-            heard += byte
-            if heard.endswith(NO_PYTHON):
-                raise NoPython("the node has no python3 >= 3.6", node=self._node.name)
-            if len(heard) > NOISE:
-                raise Transient(
-                    f"something else than the agent answers: {heard[:80]!r}",
-                    node=self._node.name,
-                    remedy="Make the node's .bashrc print nothing when it is not interactive",
-                )
+            return Answer(number, error=error)
+        return Answer(number, Reply(fields, body))

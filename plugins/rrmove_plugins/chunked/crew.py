@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, cast
 from rrmove import RTT, ConnectionLost, FilePart, Job, Lane, NoLogin, Range, Transient, TransportError, foremost, total
 from rrmove_plugins.chunked.board import Board
 from rrmove_plugins.chunked.lives import Lives
-from rrmove_plugins.chunked.pace import MOST_WINDOW, Pace
+from rrmove_plugins.chunked.pace import LANE_WINDOW, LEAST_FRAME, Pace
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 MOST_LANES = 16  # eight and sixteen gave the same rate over 150 ms
 SHORT = 0.003  # s; with a shorter round trip one lane fills the link, and a second costs more than it brings
-PER_LANE = 0.010  # s of round trip that one more lane pays for: 2 MiB / 10 ms is as much as two cores encrypt
+PER_LANE = 0.020  # s of round trip that one more lane pays for from the start: 2 MiB / 20 ms is 100 MB/s
 LEAST_LOAD = 4 << 20  # bytes that a lane should have to carry for its login to pay
 LOGINS_AT_ONCE = 8  # sshd's MaxStartups begins to refuse at ten that are not through yet
 SILENCE = 1.2  # s without an acknowledgement, and ten round trips: a lane that others outlive is dead
@@ -54,7 +54,6 @@ class Member:
     """One lane at work."""
 
     lane: Lane
-    pace: Pace
     number: int
     up: float | None = None
     last: float = 0.0
@@ -88,6 +87,7 @@ class Crew:
         self.settled = False
         self.measured = (time.monotonic(), 0)
         self.rate = 0.0
+        self.pace = Pace(self.rtt)
 
     def _first_lanes(self) -> int:
         if self.rtt < SHORT:
@@ -169,7 +169,7 @@ class Crew:
         load, age = self.lives.load_limit, self.lives.age_limit
         if load is not None and member.given >= load:
             return True
-        drain = self.rtt + 2 * self.board.in_flight(member) / max(member.pace.rate, 1.0)
+        drain = self.rtt + 2 * len(self.members) * self.board.in_flight(member) / max(self.pace.rate, 1.0)
         return age is not None and member.lane.age + drain >= age
 
     def _active(self, member: Member) -> bool:
@@ -205,16 +205,29 @@ class Crew:
 
     def _join(self, lane: Lane) -> Member:
         self.count += 1
-        member = Member(lane, Pace(self.rtt, self._ceiling()), self.count)
+        member = Member(lane, self.count)
         member.last = time.monotonic()
         self.members.append(member)
         self._spawn(member, self._work(member))
         return member
 
     def _ceiling(self) -> int:
-        """What one lane may have in flight: a quarter of what a connection carries where that is little."""
-        limit = self.lives.load_limit or (min(self.lives.loads) if self.lives.loads and min(self.lives.loads) else None)
-        return MOST_WINDOW if limit is None else int(max(32 << 10, min(MOST_WINDOW, limit / 4)))
+        """What one lane may have in flight: little where connections carry little, and never all there is."""
+        lanes = max(1, len(self._working()))
+        share = 1.0 if lanes == 1 else max(1.5 / lanes, 0.4)
+        limit = self.lives.load_limit or min((load for load in self.lives.loads if load), default=None)
+        least = 2 * self.pace.frame(lanes)
+        wide = min(LANE_WINDOW, max(least, share * self.pace.window(lanes)))
+        return int(wide if limit is None else min(wide, max(LEAST_FRAME, limit / 8)))
+
+    def _working(self) -> list[Member]:
+        """The lanes that carry the load just now; not those that are late and may be dead."""
+        late = self._late()
+        return [m for m in self.members if m.up is not None and m.lane.alive and m.last > late and self._active(m)]
+
+    def _late(self) -> float:
+        """The time since when a lane that owes an acknowledgement should have been heard."""
+        return time.monotonic() - 0.2 - 3 * self.rtt
 
     def _spawn(self, member: Member, work: Coroutine[object, object, None]) -> None:
         task = self.group.create_task(work)
@@ -245,17 +258,35 @@ class Crew:
             self._lost(member, error)
 
     def _next(self, member: Member) -> Range | None:
-        flying, window = self.board.in_flight(member), member.pace.window
-        if flying >= window:
+        """Give a lane its next span, None where it has enough in flight, or nothing is to do."""
+        board, working = self.board, self._working()
+        lanes = max(1, len(working))
+        flying = board.in_flight(member)
+        if flying and flying >= min(self._ceiling(), member.lane.frame_limit * 4):
             return None
-        frame = min(member.pace.frame, member.lane.frame_limit)
+        if flying and sum(board.in_flight(m) for m in working) >= self.pace.window(lanes):
+            return None
+        frame = min(self.pace.frame(lanes), member.lane.frame_limit, max(LEAST_FRAME, self._ceiling() // 2))
         rate = self.job.limiter.rate
         if rate is not None:
             frame = int(min(frame, max(4096, rate / 20)))
         load = self.lives.load_limit
         if load is not None:
             frame = int(min(frame, max(4096, load - member.given)))
-        return self.board.take(member, frame) or (None if flying else self.board.hedge(member, MOST_WINDOW))
+        span = board.take(member, frame)
+        if span is None and not flying:
+            slowest = max(self.members, key=self._drain)
+            if self._drain(slowest) > 0.1 + 2 * self.rtt:
+                span = board.hedge(member, slowest)
+        return span
+
+    def _drain(self, member: Member) -> float:
+        """Expect a lane's flight to be acknowledged within so many seconds, at the rate it has had so far."""
+        flying = self.board.in_flight(member)
+        if not flying or member.up is None:
+            return 0.0
+        now = time.monotonic()
+        return max(now - member.last, flying * (now - member.up) / max(member.acked, 1))
 
     async def _send(self, member: Member, span: Range) -> None:
         await self.job.limiter.take(span.length)
@@ -269,7 +300,7 @@ class Crew:
         await asyncio.sleep(0)
 
     async def _put(self, member: Member, span: Range) -> None:
-        departure = member.pace.depart(time.monotonic(), span.length)
+        left = time.monotonic()
         self.job.sent(span.length)
         try:
             await member.lane.call(
@@ -279,7 +310,7 @@ class Crew:
             self._lost(member, error)
             return
         member.last = time.monotonic()
-        member.pace.arrive(member.last, departure)
+        self.pace.arrive(member.last, left, span.length)
         member.acked += span.length
         self._gain(self.board.landed(member, span))
         self._check(member)
@@ -328,6 +359,7 @@ class Crew:
         self.pulse.fire()
 
     def _came_up(self, member: Member) -> None:
+        self.pace.widen(len(self._working()))
         member.up = member.last = time.monotonic()
         self.refusals = 0
         if member.number > 1:
@@ -371,8 +403,6 @@ class Crew:
         else:
             if member.acked:
                 self.lives.lost(member.lane.age, member.acked)
-                for other in self.members:
-                    other.pace.ceiling = self._ceiling()
             self.fruitless += 1
             self.job.emit(
                 ConnectionLost(

@@ -7,7 +7,6 @@ import random
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ from rrmove.errors import (
     TransportError,
     Unusable,
     UsageError,
-    foremost,
 )
 from rrmove.events import (
     AttemptFailed,
@@ -40,7 +38,7 @@ from rrmove.landing import PartFile, locate
 from rrmove.model import Attempt, FailureKind, GiveUp, Node, Options, Outcome, Plan, Request, Source, Succeed, Try
 from rrmove.plan import make_plan, require_route
 from rrmove.policy import blames_integrity, next_action
-from rrmove.rate import TokenBucket
+from rrmove.probe import Facts
 from rrmove.setting import Setting
 from rrmove.transport import Job
 
@@ -48,9 +46,9 @@ if TYPE_CHECKING:
     from rrmove.inventory import Inventory
     from rrmove.knowledge import Knowledge
     from rrmove.manifest import Manifest, Range
-    from rrmove.probe import Facts
     from rrmove.session import Session
 
+SMALL = 4 << 20  # bytes up to which a file does not wait for the node's facts: some 3 round trips of sending
 STALLED = 300.0  # s in which a transport neither ends nor reports a byte: then it hangs
 
 
@@ -95,6 +93,7 @@ async def move(  # noqa: PLR0913  the options of a move, by name
         try:
             async with asyncio.timeout(deadline):
                 await run.straight()
+            return run.finished()
         except TimeoutError as error:
             late = Fatal(f"the deadline of {deadline:g} s has passed", node=run.request.node.name)
             late.remedy = "What has arrived is kept: run the same command again to continue"
@@ -104,7 +103,8 @@ async def move(  # noqa: PLR0913  the options of a move, by name
         except OSError as error:
             broken = RRMoveError(f"{error.strerror or error}", node=run.request.node.name)
             raise run.failed(broken) from error
-        return run.finished()
+        finally:
+            await run.stop_looking()
 
 
 def move_sync(  # noqa: PLR0913  as above
@@ -171,7 +171,10 @@ async def preview(  # noqa: PLR0913  as above
     options = Options(only=tuple(only), without=tuple(without), limit_rate=limit_rate, deadline=deadline, sha256=sha256)
     async with Setting.of(source, target, options, inventory=inventory, ssh=ssh, on_event=on_event) as setting:
         run = _Run(setting, time.monotonic())
-        await run.look(fresh=True)
+        try:
+            await run.look(only_look=True)
+        finally:
+            await run.stop_looking()
         if not await run.landing.arrived() and run.landing.place.part_size is not None:
             await run.landing.survey()
         run.rank()
@@ -188,7 +191,8 @@ class _Run:
     setting: Setting
     started: float
     manifest: Manifest = field(init=False)
-    facts: Facts = field(init=False)
+    facts: Facts = field(default_factory=Facts)
+    looking: asyncio.Task[Facts] | None = None
     landing: PartFile = field(init=False)
     knowledge: Knowledge = field(init=False)
     plan: Plan = field(default_factory=lambda: Plan(()))
@@ -242,18 +246,21 @@ class _Run:
                 case GiveUp(reason):
                     await self._give_up(reason)
 
-    async def look(self, *, fresh: bool = False) -> None:
-        """Hash the source and look at the node, at the same time, in one login."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                facts = group.create_task(self.setting.facts(fresh=fresh))
-                group.create_task(asyncio.to_thread(self._check_expected))
-                self.manifest = await asyncio.to_thread(self.setting.manifest)
-                place = await locate(self.session, self.request, self.manifest)
-            self.facts = facts.result()
-        except BaseExceptionGroup as group:
-            raise foremost(group) from group
+    async def look(self, *, only_look: bool = False) -> None:
+        """Hash the source and look at the node, at the same time, in one login.
+
+        A small file does not wait for the facts: what is unknown refuses nothing, and it is there
+        before they would have changed anything.
+        """
+        self.looking = asyncio.create_task(self.setting.facts(fresh=only_look))
+        checking = asyncio.to_thread(self._check_expected)
+        self.manifest, _ = await asyncio.gather(asyncio.to_thread(self.setting.manifest), checking)
+        options = self.request.options
+        freely = not (only_look or options.only or options.without)
+        place = await locate(self.session, self.request, self.manifest, opening=freely)
         self.landing = PartFile(self.session, self.request, self.manifest, place)
+        if not freely or self.manifest.size > SMALL or self.looking.done():
+            self.facts = await self.looking
         self.knowledge = self.setting.knowledge()
 
     def rank(self) -> None:
@@ -295,8 +302,11 @@ class _Run:
         lives = tally.lives
         self.lives += lives
         try:
-            await self.landing.open()
-            missing = await self.landing.survey()
+            if error is not None or self.landing.missing or self.landing.foreign:
+                await self.landing.open()
+                missing = await self.landing.survey()
+            else:
+                missing = ()
         except RRMoveError as trouble:
             error = error if isinstance(error, Fatal | IntegrityError) else trouble
         left = manifests.total(missing)
@@ -369,6 +379,12 @@ class _Run:
         ) from last
 
     # Words and ends
+
+    async def stop_looking(self) -> None:
+        """Let go of the facts that nobody waited for."""
+        if self.looking is not None:
+            self.looking.cancel()
+            await asyncio.gather(self.looking, return_exceptions=True)
 
     def _check_expected(self) -> None:
         expected = self.request.options.sha256
@@ -477,4 +493,4 @@ def _kind(error: RRMoveError | None) -> FailureKind | None:
             return "transient"
 
 
-__all__ = ["Preview", "aclosing", "move", "move_sync", "preview", "watch"]
+__all__ = ["Preview", "move", "move_sync", "preview", "watch"]

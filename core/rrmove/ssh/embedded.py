@@ -1,0 +1,358 @@
+"""The embedded session: channels through paramiko where there is no `ssh` program; imported only there."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import paramiko
+
+from rrmove.errors import Fatal, RRMoveError
+from rrmove.ssh.authentication import Authentication
+from rrmove.ssh.config import effective_sync
+from rrmove.ssh.failures import explain_login
+from rrmove.ssh.hostkeys import Verdict, known_kinds, names_of, remember, verdict
+from rrmove.ssh.settings import LoginSettings, hop_node, read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rrmove.model import Node
+
+CONNECT_TIMEOUT = 10.0  # seconds, for each of TCP, key exchange and authentication, as with `ssh` here
+WINDOW = 16 << 20  # bytes on their way to us; measured: paramiko's 2 MiB bound pulls over long links
+PACKET = 32 * 1024  # what OpenSSH takes at most
+SLICE = PACKET - 64  # what paramiko makes one packet of; 32 KiB sends beat 1 MiB sends by 0.57 to 0.40
+READ_AHEAD = 256 * 1024  # bytes read from the source file at a time
+WORDS = 64 * 1024  # bytes of stderr that are kept
+MOST_HOPS = 8
+FORBIDDEN = 1  # SSH_OPEN_ADMINISTRATIVELY_PROHIBITED, RFC 4254
+SSH_CONFIGS = (Path("~/.ssh/config"), Path("/etc/ssh/ssh_config"))
+LOG = "rrmove.ssh.embedded"
+
+
+def open_channel(node: Node, command: str) -> ParamikoChannel:
+    """Log in to a node over a connection of its own and start a command there. Blocks.
+
+    Raises Fatal where the host key, the authentication or the configuration is refused, NoLogin
+    where no connection comes about, Transient where one is lost. Asks no questions, ever.
+    """
+    _hush()
+    login = _Login(node)
+    try:
+        return ParamikoChannel(login, login.start(command))
+    except BaseException:
+        login.end()
+        raise
+
+
+class ParamikoChannel:
+    """A command on the node, over a connection of its own; see `rrmove.ssh.channel.Channel`."""
+
+    def __init__(self, login: _Login, channel: paramiko.Channel) -> None:
+        self._login, self._channel = login, channel
+        self._ahead = bytearray()
+        self._words = b""
+        self._buffer = bytearray(READ_AHEAD)
+
+    def read(self, size: int) -> bytes:
+        """Read exactly `size` bytes, fewer at the end of the stream."""
+        while len(self._ahead) < size:
+            data = self._channel.recv(max(READ_AHEAD, size - len(self._ahead)))
+            if self._channel.recv_stderr_ready():
+                self._words = (self._words + self._channel.recv_stderr(WORDS))[-WORDS:]
+            if not data:
+                break
+            self._ahead += data
+        piece = bytes(self._ahead[:size])
+        del self._ahead[:size]
+        return piece
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`; blocks while the window is full. Raises OSError at the end."""
+        view = memoryview(data)
+        while view:
+            try:
+                sent = self._channel.send(bytes(view[:SLICE]))
+            except (EOFError, paramiko.SSHException) as error:
+                raise BrokenPipeError(str(error) or "the connection is gone") from error
+            if not sent:
+                raise BrokenPipeError("the channel is closed")
+            view = view[sent:]
+
+    def write_file(self, fd: int, offset: int, length: int) -> None:
+        """Write a span of an open file. Raises Fatal when the file is shorter than that."""
+        done, view = 0, memoryview(self._buffer)
+        while done < length:
+            got = os.preadv(fd, [view[: min(READ_AHEAD, length - done)]], offset + done)
+            if not got:
+                raise Fatal("the source file has become shorter while it was sent", node=self._login.node.name)
+            self.write(view[:got])
+            done += got
+
+    def kill(self) -> None:
+        """End the connection; who reads or writes finds out at once. A repeat does nothing."""
+        self._login.cut()
+
+    def close(self) -> None:
+        """Wait for the connection's threads to end, once no thread of ours uses it any more."""
+        self._login.end()
+
+    def cause(self) -> RRMoveError:
+        """Say why the stream ended, in the words of the node where it has any."""
+        channel = self._channel
+        transport = channel.get_transport()
+        end = time.monotonic() + 2.0
+        while transport.is_active() and not channel.exit_status_ready() and time.monotonic() < end:
+            channel.status_event.wait(0.05)
+        while channel.recv_stderr_ready():
+            self._words += channel.recv_stderr(WORDS)
+        status = channel.recv_exit_status() if channel.exit_status_ready() else None
+        words = self._words[-WORDS:].decode("utf-8", "replace")
+        if status in {None, -1}:
+            # No status: the connection ended before the command did, whatever that had said by then.
+            words, status = f"{words}\nConnection closed: {transport.get_exception() or 'reset'}", None
+        return explain_login(words, status, node=self._login.node.name, host=self._login.host)
+
+
+def _hush() -> None:
+    # Without any handler Python would print paramiko's tracebacks to stderr.
+    for name in ("paramiko", LOG):
+        log = logging.getLogger(name)
+        if not log.handlers:
+            log.addHandler(logging.NullHandler())
+
+
+class _Login:
+    """The way to a node: a transport, those of the hops below it, sockets, the proxy's process."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.host = node.ssh.host or node.name
+        self.transports: list[paramiko.Transport] = []
+        self.sockets: list[socket.socket] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.proxy_words: list[IO[bytes]] = []
+        self.ended = threading.Lock()
+
+    def fail(self, words: str) -> RRMoveError:
+        """Translate words in the manner of ssh's to the error that they mean."""
+        return explain_login(words, None, node=self.node.name, host=self.host)
+
+    def cut(self) -> None:
+        """End the connection at once, from any thread; whoever reads or writes finds its end."""
+        for sock in self.sockets:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed by the other side
+        for process in self.processes:
+            if process.poll() is None:
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue  # ended in this very moment
+
+    def end(self) -> None:
+        """End the connection and wait for its threads and processes; a repeat does nothing."""
+        self.cut()
+        with self.ended:
+            for transport in reversed(self.transports):
+                transport.close()
+                transport.join()
+            for sock in self.sockets:
+                sock.close()
+            for process in self.processes:
+                process.wait()
+            for words in self.proxy_words:
+                words.close()
+            self.transports, self.sockets, self.processes, self.proxy_words = [], [], [], []
+
+    def lost(self, error: BaseException | None) -> RRMoveError:
+        """Say what the end of a connection means that had not logged in yet."""
+        said = ""
+        for words in self.proxy_words:
+            words.seek(0)
+            said += words.read(WORDS).decode("utf-8", "replace")
+        if said:
+            return self.fail(said)
+        if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+            return self.fail(f"Unable to negotiate: {error}")
+        return self.fail(f"kex_exchange_identification: Connection closed by remote host ({error})")
+
+    def start(self, command: str) -> paramiko.Channel:
+        """Log in and start a command."""
+        transport = self.reach(self.node)
+        try:
+            channel = transport.open_session(window_size=WINDOW, max_packet_size=PACKET, timeout=CONNECT_TIMEOUT)
+            channel.exec_command(command)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            if transport.is_active():
+                raise self.fail(f"Session open refused by peer: {error}") from error
+            raise self.fail(f"Connection reset: {error}") from error
+        return channel
+
+    # One hop after the other
+
+    def reach(self, node: Node, hops: tuple[str, ...] | None = None, depth: int = 0) -> paramiko.Transport:
+        """Log in to a node, through the hops given or those of its settings."""
+        if depth > MOST_HOPS:
+            raise Fatal("ProxyJump leads in a circle", node=self.node.name, remedy="Mend your ssh_config")
+        settings = read_settings(node, _options(node), getpass.getuser())
+        hops = settings.jumps if hops is None else hops
+        sock: socket.socket | paramiko.Channel
+        if hops:
+            below = self.reach(hop_node(hops[-1], node), hops[:-1] or None, depth + 1)
+            sock = self._through(below, settings)
+        elif settings.proxy_command is not None:
+            sock = self._proxied(settings.proxy_command)
+        else:
+            sock = self._connected(settings)
+        transport = self._greeted(sock, settings)
+        self._check_host_key(transport, settings)
+        Authentication(transport, settings, self.fail).run()
+        return transport
+
+    def _connected(self, settings: LoginSettings) -> socket.socket:
+        where = f"{settings.host} port {settings.port}"
+        try:
+            sock = socket.create_connection((settings.host, settings.port), CONNECT_TIMEOUT)
+        except socket.gaierror as error:
+            again = "Temporary failure" if error.errno == socket.EAI_AGAIN else str(error.strerror)
+            raise self.fail(f"Could not resolve hostname {settings.host}: {again}") from error
+        except TimeoutError as error:
+            raise self.fail(f"connect to host {where}: Connection timed out") from error
+        except OSError as error:
+            raise self.fail(f"connect to host {where}: {error.strerror or error}") from error
+        # Without it Nagle costs 40 ms for each small request.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self.sockets.append(sock)
+        return sock
+
+    def _proxied(self, command: str) -> socket.socket:
+        # paramiko's own ProxyCommand spins when the command ends; a pair of sockets behaves like a connection.
+        ours, theirs = socket.socketpair()
+        self.sockets.append(ours)
+        words = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the connection
+        self.proxy_words.append(words)
+        with theirs:
+            shell = os.environ.get("SHELL") or "/bin/sh"
+            argv = [shell, "-c", f"exec {command}"]
+            try:
+                process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=words, start_new_session=True)
+            except OSError as error:
+                raise Fatal(
+                    f"cannot run the ProxyCommand: {error.strerror}",
+                    node=self.node.name,
+                    tried=command,
+                    remedy="Mend your ssh_config",
+                ) from error
+        self.processes.append(process)
+        return ours
+
+    def _through(self, below: paramiko.Transport, settings: LoginSettings) -> paramiko.Channel:
+        there = (settings.host, settings.port)
+        try:
+            return below.open_channel("direct-tcpip", there, ("127.0.0.1", 0), timeout=CONNECT_TIMEOUT)
+        except paramiko.ChannelException as error:
+            if error.code == FORBIDDEN:
+                raise Fatal(
+                    "the jump host allows no forwarding",
+                    node=self.node.name,
+                    tried=f"{settings.host} port {settings.port}",
+                    remedy="Ask for AllowTcpForwarding there, or take another way",
+                ) from error
+            # Why, paramiko keeps to itself: refused and unreachable are the same to us.
+            where = f"{settings.host} port {settings.port}"
+            raise self.fail(f"connect to host {where} from the jump host: No route to host ({error.text})") from error
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise self.lost(error) from error
+
+    def _greeted(self, sock: socket.socket | paramiko.Channel, settings: LoginSettings) -> paramiko.Transport:
+        try:
+            transport = paramiko.Transport(sock, default_window_size=WINDOW, default_max_packet_size=PACKET)
+        except (paramiko.SSHException, OSError) as error:
+            raise self.lost(error) from error
+        self.transports.append(transport)
+        transport.set_log_channel(LOG)
+        transport.auth_timeout = CONNECT_TIMEOUT
+        # paramiko's timer is a thread that outlives a connection cut in its handshake; we have a clock of our own.
+        transport.packetizer.start_handshake = _no_timer  # type: ignore[assignment]
+        options = transport.get_security_options()
+        options.ciphers = sorted(options.ciphers, key=lambda name: "gcm" not in name)
+        known = known_kinds(settings.known_hosts, _known_names(settings))
+        options.key_types = sorted(options.key_types, key=lambda name: name not in known)
+        done = threading.Event()
+        try:
+            transport.start_client(done)
+        except (paramiko.SSHException, OSError) as error:
+            raise self.lost(error) from error
+        if not done.wait(CONNECT_TIMEOUT):
+            raise self.fail("banner exchange: Connection timed out")
+        if not transport.is_active():
+            raise self.lost(transport.get_exception())
+        return transport
+
+    def _check_host_key(self, transport: paramiko.Transport, settings: LoginSettings) -> None:
+        key = transport.get_remote_server_key()
+        names = _known_names(settings)
+        found = verdict(settings.known_hosts, names, key.asbytes(), key.get_name())
+        if found is Verdict.CHANGED:
+            raise self.fail(f"Host key for {settings.host} has changed: it is {key.get_name()} {key.fingerprint}")
+        if found is Verdict.REVOKED:
+            raise Fatal(
+                "the host key is marked as revoked",
+                node=self.node.name,
+                tried=f"{key.get_name()} {key.fingerprint}",
+                remedy="Look at the @revoked lines of your known_hosts",
+            )
+        if found is Verdict.UNKNOWN:
+            if not settings.accepts_new:
+                words = f"{key.get_name()} {key.fingerprint}"
+                raise self.fail(f"Host key verification failed: {words} is in no known_hosts")
+            remember(settings.known_hosts, names[0], key.get_name(), key.asbytes())
+
+
+def _no_timer(_timeout: float) -> None:
+    pass
+
+
+def _known_names(settings: LoginSettings) -> tuple[str, ...]:
+    return names_of(settings.host, settings.port, settings.host_key_alias)
+
+
+def _options(node: Node) -> Mapping[str, tuple[str, ...]]:
+    """Ask `ssh -G` where there is an ssh program after all; else paramiko reads the files."""
+    config = effective_sync(node)
+    return config.options if config is not None else _options_by_paramiko(node)
+
+
+def _options_by_paramiko(node: Node) -> Mapping[str, tuple[str, ...]]:
+    """Have paramiko read ssh_config. It knows Host and Match, but no Include."""
+    files = [node.ssh.config] if node.ssh.config is not None else SSH_CONFIGS
+    read = paramiko.SSHConfig()
+    for path in files:
+        try:
+            with path.expanduser().open(encoding="utf-8", errors="replace") as file:
+                read.parse(file)
+        except OSError as error:
+            if node.ssh.config is not None:
+                raise Fatal(
+                    f"Can't open user config file {path}: {error.strerror}", node=node.name, remedy="Mend its path"
+                ) from error
+        except paramiko.ConfigParseError as error:
+            raise Fatal(
+                f"the ssh_config cannot be read: {error}", node=node.name, tried=str(path), remedy="Mend that line"
+            ) from error
+    found = read.lookup(node.ssh.host or node.name)
+    return {key: (value,) if isinstance(value, str) else tuple(value) for key, value in found.items()}
