@@ -1,0 +1,1 @@
+"""Figures that decisions rest on, for anyone to measure again."""

@@ -49,29 +49,73 @@ def _bits(rate: float) -> float:
 
 
 WORKS = (
-    Work("256 MiB, 160 Mbit/s, 40 ms, RST every 4-8 s", 256 * MIB,
-         Profile("cutter", rate="160mbit", rtt_ms=40, reset_seconds=(4, 8)), 256 * MIB / _bits(160),
-         "<= 1.15 wire, <= 1.06 bytes, best peer / 1.3"),
-    Work("64 MiB, 160 Mbit/s, 40 ms, RST after 6 MB", 64 * MIB,
-         Profile("volume", rate="160mbit", rtt_ms=40, reset_bytes=6_000_000), 64 * MIB / _bits(160),
-         "<= 1.6 wire, <= 1.2 bytes"),
-    Work("256 MiB, 160 Mbit/s, 40 ms, silence after 4-8 s", 256 * MIB,
-         Profile("hole", rate="160mbit", rtt_ms=40, hang_seconds=(4, 8)), 256 * MIB / _bits(160), "<= 1.3 wire", 60.0),
-    Work("256 MiB, 1 Gbit/s, 150 ms", 256 * MIB, Profile("far", rate="1gbit", rtt_ms=150), 256 * MIB / _bits(1000),
-         "<= 6 s"),
-    Work("64 MiB, 400 Mbit/s, 40 ms, 0.5 % loss", 64 * MIB, Profile("lossy", rate="400mbit", rtt_ms=40, loss=0.005),
-         64 * MIB / _bits(400), "<= 0.8 best peer"),
+    Work(
+        "256 MiB, 160 Mbit/s, 40 ms, RST every 4-8 s",
+        256 * MIB,
+        Profile("cutter", rate="160mbit", rtt_ms=40, reset_seconds=(4, 8)),
+        256 * MIB / _bits(160),
+        "<= 1.15 wire, <= 1.06 bytes, best peer / 1.3",
+    ),
+    Work(
+        "64 MiB, 160 Mbit/s, 40 ms, RST after 6 MB",
+        64 * MIB,
+        Profile("volume", rate="160mbit", rtt_ms=40, reset_bytes=6_000_000),
+        64 * MIB / _bits(160),
+        "<= 1.6 wire, <= 1.2 bytes",
+    ),
+    Work(
+        "256 MiB, 160 Mbit/s, 40 ms, silence after 4-8 s",
+        256 * MIB,
+        Profile("hole", rate="160mbit", rtt_ms=40, hang_seconds=(4, 8)),
+        256 * MIB / _bits(160),
+        "<= 1.3 wire",
+        60.0,
+    ),
+    Work(
+        "256 MiB, 1 Gbit/s, 150 ms",
+        256 * MIB,
+        Profile("far", rate="1gbit", rtt_ms=150),
+        256 * MIB / _bits(1000),
+        "<= 6 s",
+    ),
+    Work(
+        "64 MiB, 400 Mbit/s, 40 ms, 0.5 % loss",
+        64 * MIB,
+        Profile("lossy", rate="400mbit", rtt_ms=40, loss=0.005),
+        64 * MIB / _bits(400),
+        "<= 0.8 best peer",
+    ),
     Work("1 MiB, 80 ms, cold", MIB, Profile("cold", rtt_ms=80), None, "<= 0.8 scp"),
     Work("1 GiB, local", 1024 * MIB, Profile("local"), None, "<= 1.0 scp"),
-    Work("16 MiB, RST after 1 MB", 16 * MIB, Profile("short", rate="160mbit", rtt_ms=40, reset_bytes=1_000_000),
-         16 * MIB / _bits(160), "whole", 60.0),
-    Work("8 MiB, RST after 300 kB", 8 * MIB, Profile("tiny", rate="160mbit", rtt_ms=40, reset_bytes=300_000),
-         8 * MIB / _bits(160), "whole", 90.0),
-    Work("64 MiB, MaxStartups 2:80:4, 40 ms", 64 * MIB,
-         Profile("sulky", rate="160mbit", rtt_ms=40, max_startups="2:80:4"), 64 * MIB / _bits(160), "whole, no storm"),
-    Work("10 GiB sparse, 100 MiB of data, local", 10240 * MIB, Profile("sparse"), None, "<= 2 x 100 MiB", 60.0,
-         100 * MIB),
-    Work("64 MiB, 160 Mbit/s, 40 ms", 64 * MIB, Profile("clean", rate="160mbit", rtt_ms=40), 64 * MIB / _bits(160), "-"),
+    Work(
+        "16 MiB, RST after 1 MB",
+        16 * MIB,
+        Profile("short", rate="160mbit", rtt_ms=40, reset_bytes=1_000_000),
+        16 * MIB / _bits(160),
+        "whole",
+        60.0,
+    ),
+    Work(
+        "8 MiB, RST after 300 kB",
+        8 * MIB,
+        Profile("tiny", rate="160mbit", rtt_ms=40, reset_bytes=300_000),
+        8 * MIB / _bits(160),
+        "whole",
+        90.0,
+    ),
+    Work(
+        "64 MiB, MaxStartups 2:80:4, 40 ms",
+        64 * MIB,
+        Profile("sulky", rate="160mbit", rtt_ms=40, max_startups="2:80:4"),
+        64 * MIB / _bits(160),
+        "whole, no storm",
+    ),
+    Work(
+        "10 GiB sparse, 100 MiB of data, local", 10240 * MIB, Profile("sparse"), None, "<= 2 x 100 MiB", 60.0, 100 * MIB
+    ),
+    Work(
+        "64 MiB, 160 Mbit/s, 40 ms", 64 * MIB, Profile("clean", rate="160mbit", rtt_ms=40), 64 * MIB / _bits(160), "-"
+    ),
     Work("100 MiB, local", 100 * MIB, Profile("hundred"), None, "-"),
 )
 
@@ -100,18 +144,51 @@ def _loop(command: str, patience: float) -> list[str]:
 MOVERS: dict[str, Mover] = {
     "rrmove": lambda _, w, p: [str(RRMOVE), "auto", str(p), f"{w.profile.name}:/root/in.bin", "--json"],
     "rrmove chunked": lambda _, w, p: [
-        str(RRMOVE), "auto", str(p), f"{w.profile.name}:/root/in.bin", "--json", "--only", "chunked"],
+        str(RRMOVE),
+        "auto",
+        str(p),
+        f"{w.profile.name}:/root/in.bin",
+        "--json",
+        "--only",
+        "chunked",
+    ],
     "rrmove paramiko": lambda _, w, p: [
-        str(RRMOVE), "auto", str(p), f"{w.profile.name}:/root/in.bin", "--json", "--ssh", "paramiko"],
+        str(RRMOVE),
+        "auto",
+        str(p),
+        f"{w.profile.name}:/root/in.bin",
+        "--json",
+        "--ssh",
+        "paramiko",
+    ],
     "scp": lambda _, w, p: ["scp", "-q", "-o", "BatchMode=yes", str(p), f"{w.profile.name}:/root/in.bin"],
     "rsync --partial": lambda _, w, p: _loop(
-        f"rsync --partial --timeout=10 -e '{SSH}' {p} {w.profile.name}:/root/in.bin 2>/dev/null", w.patience),
+        f"rsync --partial --timeout=10 -e '{SSH}' {p} {w.profile.name}:/root/in.bin 2>/dev/null", w.patience
+    ),
     "rsync --append-verify": lambda _, w, p: _loop(
-        f"rsync --append-verify --timeout=10 -e '{SSH}' {p} {w.profile.name}:/root/in.bin 2>/dev/null", w.patience),
+        f"rsync --append-verify --timeout=10 -e '{SSH}' {p} {w.profile.name}:/root/in.bin 2>/dev/null", w.patience
+    ),
     "rclone sftp": lambda lab, w, p: [
-        _rclone(), "copyto", str(p), ":sftp:/root/in.bin", "--sftp-host", lab.address(w.profile.name),
-        "--sftp-user", "root", "--sftp-key-file", str(_identity(lab)), "--config", "/dev/null", "--retries", "20",
-        "--low-level-retries", "40", "--timeout", "10s", "-q"],
+        _rclone(),
+        "copyto",
+        str(p),
+        ":sftp:/root/in.bin",
+        "--sftp-host",
+        lab.address(w.profile.name),
+        "--sftp-user",
+        "root",
+        "--sftp-key-file",
+        str(_identity(lab)),
+        "--config",
+        "/dev/null",
+        "--retries",
+        "20",
+        "--low-level-retries",
+        "40",
+        "--timeout",
+        "10s",
+        "-q",
+    ],
 }
 PEERS = ("scp", "rsync --partial", "rsync --append-verify", "rclone sftp")
 
@@ -194,7 +271,7 @@ def main() -> None:
     works = [work for work in WORKS if not words or any(word in work.name for word in words)]
     movers = chosen.movers.split(",")
     table: dict[str, dict[str, list[Result]]] = {}
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:  # noqa: S108  on a disk, not in memory
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         for work in works:
             source = make_source(Path(folder), work)
             for run in range(chosen.runs):
@@ -202,8 +279,11 @@ def main() -> None:
                     result = run_one(work, mover, source)
                     table.setdefault(work.name, {}).setdefault(mover, []).append(result)
                     said = f"{result.seconds:.2f} s" if result.seconds is not None else result.note
-                    print(f"{work.name} | {mover} | {run + 1}: {said}, {result.wire_bytes / work.size:.3f} bytes/byte,"
-                          f" {result.connects} connects, {result.peak_mb:.0f} MB", flush=True)
+                    print(
+                        f"{work.name} | {mover} | {run + 1}: {said}, {result.wire_bytes / work.size:.3f} bytes/byte,"
+                        f" {result.connects} connects, {result.peak_mb:.0f} MB",
+                        flush=True,
+                    )
                     if mover.startswith("rrmove") and result.seconds is not None:
                         _explain(result.note)
             source.unlink()
@@ -252,8 +332,11 @@ def markdown(works: list[Work], movers: list[str], table: dict[str, dict[str, li
         ratio = f"{base / work.wire:.2f}" if work.wire and base else ""
         sent = statistics.median(r.wire_bytes for r in mine) / work.size
         connects = statistics.median(r.connects for r in mine)
-        lines.append(f"| {work.name} | {wire} | " + " | ".join(cells)
-                     + f" | {ratio} | {sent:.3f} | {connects:.0f} | {work.bar} |")
+        lines.append(
+            f"| {work.name} | {wire} | "
+            + " | ".join(cells)
+            + f" | {ratio} | {sent:.3f} | {connects:.0f} | {work.bar} |"
+        )
     return lines
 
 
@@ -265,18 +348,23 @@ def write(works: list[Work], movers: list[str], table: dict[str, dict[str, list[
     _, tail = rest.split("<!-- end -->")
     machine = f"{os.cpu_count()} cores, {platform.platform()}, Python {platform.python_version()}"
     date = time.strftime("%Y-%m-%d")
-    block = [f"\nNewest run: {date}; {machine}. Seconds; in brackets the ratio to ours.\n", *lines, "",
-             "![seconds per mover](links.png)", ""]
+    block = [
+        f"\nNewest run: {date}; {machine}. Seconds; in brackets the ratio to ours.\n",
+        *lines,
+        "",
+        "![seconds per mover](links.png)",
+        "",
+    ]
     readme.write_text(head + "<!-- links -->" + "\n".join(block) + "<!-- end -->" + tail)
     draw(works, movers, table)
 
 
 def draw(works: list[Work], movers: list[str], table: dict[str, dict[str, list[Result]]]) -> None:
     """Draw the seconds per work and mover as bars, relative to ours; failures are crosses."""
-    import matplotlib as mpl  # noqa: PLC0415  only for --write
+    import matplotlib as mpl
 
     mpl.use("Agg")
-    import matplotlib.pyplot as plt  # noqa: PLC0415
+    import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(11, 0.9 * len(works) + 1.5), layout="constrained")
     height = 0.8 / len(movers)
@@ -290,7 +378,13 @@ def draw(works: list[Work], movers: list[str], table: dict[str, dict[str, list[R
                 axes.barh(place, seconds, height * 0.9, color=f"C{m}", label=label)
     for w, work in enumerate(works):
         if work.wire:
-            axes.plot([work.wire] * 2, [w - 0.42, w + 0.42], color="black", linewidth=1, label="the wire alone" if not w else None)
+            axes.plot(
+                [work.wire] * 2,
+                [w - 0.42, w + 0.42],
+                color="black",
+                linewidth=1,
+                label="the wire alone" if not w else None,
+            )
     axes.set_yticks(range(len(works)), [work.name for work in works])
     axes.invert_yaxis()
     axes.set_xscale("log")

@@ -38,9 +38,7 @@ def source(tmp_path: Path) -> Path:
 
 def run(example: Path, *words: object, **environ: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, str(example), *map(str, words)]
-    return subprocess.run(
-        argv, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False
-    )
+    return subprocess.run(argv, env={**os.environ, **environ}, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rrmove.model import Attempt, Outcome, Plan
+if TYPE_CHECKING:
+    from rrmove.model import Attempt, Outcome, Plan
 
 
 @dataclass(frozen=True, slots=True)

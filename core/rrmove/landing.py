@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +19,8 @@ from rrmove.retry import ask, persistently
 from rrmove.ssh.failures import StaleError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rrmove.model import Request
     from rrmove.session import Lane, Reply, Session
 
@@ -48,7 +49,7 @@ class Place:
 
 def part_id(manifest: Manifest, request: Request) -> str:
     """Name a part after its content and where it goes, so that different contents never share one."""
-    words = "\0".join((manifest.root, request.destination, request.source.name))
+    words = f"{manifest.root}\x00{request.destination}\x00{request.source.name}"
     return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
@@ -274,9 +275,9 @@ class PartFile:
     async def _blame(self, index: int) -> None:
         """Find out whose fault a wrong chunk is: the source's, which has changed, or the link's."""
         request, item = self._request, self._manifest.chunk(index)
-        if not request.source.unchanged() or await asyncio.to_thread(self._source_digest, item) != self._manifest.digest(
-            index
-        ):
+        if not request.source.unchanged() or await asyncio.to_thread(
+            self._source_digest, item
+        ) != self._manifest.digest(index):
             raise self._changed()
         self._wrong[index] = self._wrong.get(index, 0) + 1
         if self._wrong[index] >= HOPELESS:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rrmove.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DATA_PORT = 8780  # the fleet's HTTP data server
 TORRENT_PORT = 6881  # BitTorrent's and its DHT's customary port

@@ -6,9 +6,7 @@ import asyncio
 import random
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrmove import manifest as manifests
@@ -43,6 +41,9 @@ from rrmove.setting import Setting
 from rrmove.transport import Job
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
     from rrmove.inventory import Inventory
     from rrmove.knowledge import Knowledge
     from rrmove.manifest import Manifest, Range
@@ -224,7 +225,7 @@ class _Run:
         self.rank()
         require_route(self.plan, self.request.node)
         await self.landing.open()
-        missing = await self.landing.survey()
+        missing: Sequence[Range] = await self.landing.survey()
         self.reused = self.manifest.size - manifests.total(missing)
         self.setting.emit(Progressed(self.request.node.name, self.reused, self.manifest.size))
         while True:

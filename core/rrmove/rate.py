@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BURST = 0.1  # s worth of tokens that may be saved up: below the quarter second that users notice
 

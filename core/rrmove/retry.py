@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from rrmove.errors import Transient
 from rrmove.ssh.failures import NoLogin, NoPython, StaleError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from rrmove.session import Lane, Session
 
 T = TypeVar("T")
@@ -41,11 +42,11 @@ async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-async def ask(session: Session, op: str, /, body: bytes = b"", **arguments: object) -> dict[str, object]:
+async def ask(session: Session, op: str, /, **arguments: object) -> dict[str, object]:
     """Put one idempotent operation to whatever lane is alive, persistently; gives the answer's fields."""
 
     async def once() -> dict[str, object]:
         lane: Lane = await session.control()
-        return dict((await lane.call(op, body, **arguments)).fields)
+        return dict((await lane.call(op, b"", **arguments)).fields)
 
     return await persistently(once)

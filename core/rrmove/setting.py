@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
@@ -26,6 +24,9 @@ from rrmove.ssh.config import direct, effective
 from rrmove.ssh.login import SSHSession
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from pathlib import Path
+
     from rrmove.discovery import Registry
     from rrmove.events import Event
     from rrmove.hooks import Hooks
@@ -75,9 +76,7 @@ async def look_at(
     address = (config.hostname, config.port) if config is not None and direct(config) else None
     ports = {node.ports.data, node.ports.torrent}
     asked = tuple(probes)
-    return await persistently(
-        lambda: gather(session, asked, address=address, ports=ports, grace=grace, emit=emit)
-    )
+    return await persistently(lambda: gather(session, asked, address=address, ports=ports, grace=grace, emit=emit))
 
 
 @dataclass(slots=True)
@@ -94,7 +93,7 @@ class Setting:
 
     @classmethod
     @asynccontextmanager
-    async def of(
+    async def of(  # noqa: PLR0913  what a move is made of
         cls,
         source: str | Path | Source,
         target: str | Node,

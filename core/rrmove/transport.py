@@ -7,11 +7,12 @@ on the node.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from rrmove.events import Event
     from rrmove.manifest import Manifest, Range
     from rrmove.model import Request, Resume, Route

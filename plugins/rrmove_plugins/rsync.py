@@ -89,7 +89,7 @@ class Rsync:
         if job.limiter.rate is not None:
             argv.append(f"--bwlimit={max(1, round(job.limiter.rate / 1024))}")
         # rsync wants HOST:PATH; a source name with a colon in it would be taken for a host.
-        source = os.path.abspath(os.fsencode(job.request.source.path))  # noqa: PTH100  bytes: names need not be text
+        source = os.path.join(os.getcwdb(), os.fsencode(job.request.source.path))  # noqa: PTH109, PTH118  names need not be text
         part = os.fsencode(job.landing.part)
         where = job.session.ssh_destination()
         host = f"[{where}]" if ":" in where else where
@@ -126,7 +126,7 @@ class Rsync:
             kind = _MEANING.get(status, Transient)
             if "No space left" in said or "Disk quota" in said or "Permission denied (publickey" in said:
                 kind = Fatal
-            elif "command not found" in said or "not found" in said and status in (12, 127):
+            elif "command not found" in said or ("not found" in said and status in (12, 127)):
                 kind = Unusable
             raise kind(f"rsync ended with status {status}: {said}", node=job.request.node.name, tried="rsync over ssh")
 
@@ -143,7 +143,7 @@ class Rsync:
                 text = line.decode("utf-8", "replace")
                 found = _PROGRESS.match(text)
                 if found:
-                    share = int(found[1].replace(",", "")) - (start if start else job.manifest.size - missing)
+                    share = int(found[1].replace(",", "")) - (start or job.manifest.size - missing)
                     count = max(0, min(share, missing) - told)
                     # The last stretch may still be in pipes and sockets: say it when rsync has ended well.
                     if count and time.monotonic() - begun > 0:

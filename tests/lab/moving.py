@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,11 +15,12 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 import pytest
 
-from tests.lab.processes import wait_until
+from tests.lab.processes import LabError, wait_until
 from tests.lab.profiles import Profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    import signal
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from tests.lab.cluster import Lab
@@ -83,19 +83,19 @@ def make(path: Path, size: int) -> File:
     return File(path, hashlib.sha256(data).hexdigest())
 
 
-def rrmove(lab: Lab, *words: str | Path, timeout: float = 60, cwd: Path | None = None, **env: str) -> Done:
+def rrmove(lab: Lab, *words: str | Path, timeout: float = 60, cwd: Path | None = None) -> Done:
     """Run rrmove as the client host; whatever happens, it shows nobody a traceback."""
     began = time.monotonic()
-    done = lab.run([RRMOVE, *words], timeout=timeout, check=False, cwd=cwd, env=env)
+    done = lab.run([RRMOVE, *words], timeout=timeout, check=False, cwd=cwd)
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert "internal error" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
-def auto(lab: Lab, source: File | Path, target: str, *options: str, timeout: float = 60, **env: str) -> Done:
+def auto(lab: Lab, source: File | Path, target: str, *options: str, timeout: float = 60) -> Done:
     """Move a file, with `--json`."""
     path = source.path if isinstance(source, File) else source
-    return rrmove(lab, "auto", "--json", *options, "--", path, target, timeout=timeout, **env)
+    return rrmove(lab, "auto", "--json", *options, "--", path, target, timeout=timeout)
 
 
 def arrive(lab: Lab, source: File, node: str, path: str, *options: str, timeout: float = 60) -> Done:
@@ -117,13 +117,15 @@ def all_at_once(tasks: Iterable[Callable[[], Done]]) -> list[Done]:
 class Running:
     """A move under way, to be disturbed. A context manager: leaving it ends rrmove where it still runs."""
 
-    def __init__(self, lab: Lab, source: File | Path, target: str, *options: str, **env: str) -> None:
+    def __init__(
+        self, lab: Lab, source: File | Path, target: str, *options: str, env: Mapping[str, str] | None = None
+    ) -> None:
         """Start it, with `--json`."""
         path = source.path if isinstance(source, File) else source
         self._began = time.monotonic()
         self._out, self._err = _scratch(lab), _scratch(lab)
-        argv = [RRMOVE, "auto", "--json", *options, "--", path, target]
-        self.process = lab.popen(argv, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err, env=env)
+        argv: list[str | Path] = [RRMOVE, "auto", "--json", *options, "--", path, target]
+        self.process = lab.popen(argv, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err, env=env or {})
 
     def __enter__(self) -> Self:
         """Give the running move."""
@@ -140,7 +142,10 @@ class Running:
         self._err.close()
 
     def until(self, share: float, seconds: float = 30) -> int:
-        """Wait until it says that so much of the file has arrived; return how many bytes it spoke of."""
+        """Wait until it says that so much of the file has arrived; return how many bytes it spoke of.
+
+        rsync speaks once a second: give it a rate at which that is often enough.
+        """
         wait_until(lambda: self._arrived()[0] >= share * self._arrived()[1] or self._ended(), seconds, "half a move")
         durable, size = self._arrived()
         assert share * size <= durable < size, f"the move was not caught on its way: {self._read(self._err)}"
@@ -153,7 +158,8 @@ class Running:
     def done(self, timeout: float = 60) -> Done:
         """Wait for its end."""
         self.process.wait(timeout)
-        done = Done(self.process.returncode, self._read(self._out), self._read(self._err), time.monotonic() - self._began)
+        seconds = time.monotonic() - self._began
+        done = Done(self.process.returncode, self._read(self._out), self._read(self._err), seconds)
         assert "Traceback" not in done.out + done.err, done.err
         assert "internal error" not in done.err, done.err
         return done
@@ -204,7 +210,7 @@ def nothing_runs(lab: Lab, *nodes: str) -> None:
     hosts = ("client", *nodes)
     try:
         wait_until(lambda: not any(lab.processes(host) for host in hosts), SOON, "all processes to end")
-    except Exception:
+    except LabError:
         pytest.fail(f"left running: { {host: lab.processes(host) for host in hosts} }")
 
 

@@ -27,7 +27,6 @@ from tests.lab.moving import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.lab import Lab
@@ -92,7 +91,7 @@ def test_a_black_hole_says_so(here: Lab, source: File) -> None:
 
 
 @pytest.fixture
-def config(here: Lab, tmp_path: Path) -> Iterator[Path]:
+def config(here: Lab, tmp_path: Path) -> Path:
     """Give an ssh_config that has `plain` under names of its own, with a wrong key or a wrong host key."""
     right = here.ssh_config.read_text()
     identity = right.split("IdentityFile ")[1].split()[0]
@@ -113,7 +112,7 @@ def config(here: Lab, tmp_path: Path) -> Iterator[Path]:
             for name, (key, hosts) in entries.items()
         )
     )
-    yield path
+    return path
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ HARD = ("proxy", "cutter", "hole", "far")
 # No slash can be in a name; "$(touch pwned)" would leave its mark in whatever directory it was run in
 ODD = (
     "two words",
-    "it's \"quoted\"",
+    'it\'s "quoted"',
     "$(touch pwned)",
     "`touch pwned`;touch pwned",
     "new\nline",
@@ -133,8 +133,10 @@ def test_a_node_that_throttles_logins_gets_the_file_without_a_storm(here: Lab, t
 
 @pytest.mark.parametrize("way", ["as the source's name", "as the destination's"])
 def test_odd_names_arrive_and_are_never_run(here: Lab, tmp_path: Path, way: str) -> None:
-    sources = [make(tmp_path / "in" / (name if way.endswith("source's name") else f"s{at}"), 3000 + at)
-               for at, name in enumerate(ODD)]
+    sources = [
+        make(tmp_path / "in" / (name if way.endswith("source's name") else f"s{at}"), 3000 + at)
+        for at, name in enumerate(ODD)
+    ]
 
     def move(source: File, name: str) -> Done:
         target = "plain:/data/in/" if way.endswith("source's name") else f"plain:/data/in/{name}"

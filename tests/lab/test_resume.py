@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -94,9 +95,7 @@ def test_a_killed_move_to_a_node_with_nothing_but_a_shell_is_continued(here: Lab
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_move_says_that_it_can_be_continued(
-    here: Lab, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_interrupted_move_says_that_it_can_be_continued(here: Lab, tmp_path: Path, number: signal.Signals) -> None:
     source = make(tmp_path / "model.bin", 20 * MB)
     old = put(here, "plain", TARGET, "old")
     with Running(here, source, f"plain:{TARGET}", "--limit-rate", "8M") as move:
@@ -155,9 +154,7 @@ def test_a_part_of_other_content_is_never_mixed_in(here: Lab, tmp_path: Path) ->
 @pytest.mark.parametrize("node", ["plain", "bare"])
 def test_two_senders_of_different_content_leave_one_of_them_whole(here: Lab, tmp_path: Path, node: str) -> None:
     sources = [make(tmp_path / name / "model.bin", 10 * MB) for name in ("one", "two")]
-    dones = all_at_once(
-        [lambda source=source: auto(here, source, f"{node}:{TARGET}", "--limit-rate", "5M") for source in sources]
-    )
+    dones = all_at_once(partial(auto, here, source, f"{node}:{TARGET}", "--limit-rate", "5M") for source in sources)
     assert here.sha256(node, TARGET) in {source.digest for source in sources}
     assert all(done.code in (0, 1) for done in dones), [done.err for done in dones]
     assert any(done.code == 0 for done in dones)
@@ -181,7 +178,7 @@ def test_another_transport_continues_in_the_same_move_where_the_first_one_failed
     (place / "rsync_first-1.dist-info/entry_points.txt").write_text("[rrmove.hooks]\nrsync_first = rsync_first\n")
     before = here.bytes_to("plain")
     options = ("--only", "rsync,chunked", "--limit-rate", "8M")
-    with Running(here, source, f"plain:{TARGET}", *options, PYTHONPATH=str(place)) as move:
+    with Running(here, source, f"plain:{TARGET}", *options, env={"PYTHONPATH": str(place)}) as move:
         move.until(0.5)
         here.hide("plain", "rsync")
         try:
@@ -192,7 +189,7 @@ def test_another_transport_continues_in_the_same_move_where_the_first_one_failed
     sent = here.bytes_to("plain") - before
     assert done.code == 0, done.err
     assert here.sha256("plain", TARGET) == source.digest
-    assert [attempt["transport"] for attempt in done.last["attempts"]][0] == "rsync"
+    assert done.last["attempts"][0]["transport"] == "rsync"
     assert done.last["transport"] == "chunked"
     # What was on its way when rsync died is lost: a pipe, two socket buffers and a chunk at the seam
     assert sent < 1.05 * source.size + 6 * MB, f"{sent} bytes for a file of {source.size}"
@@ -216,8 +213,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 def test_what_rsync_left_is_continued_by_chunks_and_the_reverse(here: Lab, tmp_path: Path) -> None:
     for first, second in (("rsync", "chunked"), ("chunked", "rsync")):
         fresh(here)
-        source = make(tmp_path / f"{first}.bin", 30 * MB)
-        with Running(here, source, f"plain:{TARGET}", "--limit-rate", "10M", "--only", first) as move:
+        source = make(tmp_path / f"{first}.bin", 20 * MB)
+        with Running(here, source, f"plain:{TARGET}", "--limit-rate", "5M", "--only", first) as move:
             move.until(0.5)
             move.tell(signal.SIGKILL)
             move.done()

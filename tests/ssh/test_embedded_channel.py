@@ -15,9 +15,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,6 +31,9 @@ from rrmove.ssh.hostkeys import Verdict, names_of, verdict
 from rrmove.ssh.lane import AgentLane
 from rrmove.ssh.settings import hop_node, read_settings
 from rrmove.testing import EmbeddedNode, Faults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +69,7 @@ def node_of(server: EmbeddedNode, **settings: Any) -> Node:
     return Node(name=server.name, ssh=SSHSettings(config=server.ssh_config, **settings))
 
 
-def lane_to(node: Node, kind: type[AgentLane] | type[FloorLane] = AgentLane) -> AgentLane | FloorLane:
+def lane_to(node: Node, kind: type[AgentLane | FloorLane] = AgentLane) -> AgentLane | FloorLane:
     return kind(lambda command: open_channel(node, command), node)
 
 
@@ -99,8 +101,9 @@ async def move(lane: AgentLane | FloorLane, server: EmbeddedNode, source: Path, 
 
 
 @pytest.mark.parametrize("kind", [AgentLane, FloorLane])
+@pytest.mark.usefixtures("reader")
 async def test_fifty_megabytes_arrive_whole(
-    server: EmbeddedNode, reader: str, kind: type[AgentLane], tmp_path: Path
+    server: EmbeddedNode, kind: type[AgentLane | FloorLane], tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     source.write_bytes(os.urandom(1 << 20) * 50 + b"tail")
@@ -130,7 +133,8 @@ def failure(node: Node) -> RRMoveError:
     return caught.value
 
 
-def test_an_unknown_host_key_is_fatal(server: EmbeddedNode, reader: str) -> None:
+@pytest.mark.usefixtures("reader")
+def test_an_unknown_host_key_is_fatal(server: EmbeddedNode) -> None:
     server.known_hosts.write_text("")
     error = failure(node_of(server))
     assert isinstance(error, Fatal)
@@ -138,7 +142,8 @@ def test_an_unknown_host_key_is_fatal(server: EmbeddedNode, reader: str) -> None
     assert server.known_hosts.read_text() == ""
 
 
-def test_a_changed_host_key_is_fatal(server: EmbeddedNode, reader: str) -> None:
+@pytest.mark.usefixtures("reader")
+def test_a_changed_host_key_is_fatal(server: EmbeddedNode) -> None:
     words = server.known_hosts.read_text().split()
     blob = bytearray(base64.b64decode(words[2]))
     blob[-1] ^= 1
@@ -158,7 +163,8 @@ def test_a_revoked_host_key_is_fatal(server: EmbeddedNode) -> None:
     assert "revoked" in error.what
 
 
-def test_a_new_host_key_is_remembered_where_ssh_config_says_so(server: EmbeddedNode, reader: str) -> None:
+@pytest.mark.usefixtures("reader")
+def test_a_new_host_key_is_remembered_where_ssh_config_says_so(server: EmbeddedNode) -> None:
     line = server.known_hosts.read_text()
     server.known_hosts.write_text("")
     edit(server.ssh_config, "StrictHostKeyChecking yes", "StrictHostKeyChecking accept-new")
@@ -188,8 +194,9 @@ def other_key(tmp_path: Path) -> Path:
     return key
 
 
+@pytest.mark.usefixtures("reader")
 def test_a_wrong_key_is_fatal(
-    server: EmbeddedNode, reader: str, other_key: Path, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedNode, other_key: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     right = server.identity.read_bytes()
@@ -339,7 +346,8 @@ while data := os.read(0, 65536):
 """
 
 
-def test_a_proxy_command_is_the_way(server: EmbeddedNode, reader: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("reader")
+def test_a_proxy_command_is_the_way(server: EmbeddedNode, tmp_path: Path) -> None:
     script = tmp_path / "forward.py"
     script.write_text(FORWARD)
     with server.ssh_config.open("a") as config:
@@ -403,7 +411,9 @@ def jump(server: EmbeddedNode, word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["hop1", "hop1,root@hop2,hop3"])
-def test_hops_lead_to_the_node(server: EmbeddedNode, sshd: int, reader: str, word: str) -> None:
+@pytest.mark.usefixtures("reader")
+@pytest.mark.usefixtures("sshd")
+def test_hops_lead_to_the_node(server: EmbeddedNode, word: str) -> None:
     jump(server, word)
     logins = server.logins
     channel = open_channel(node_of(server), "echo through; cat")
@@ -425,7 +435,8 @@ def test_a_hop_with_an_unknown_host_key_is_fatal(server: EmbeddedNode, sshd: int
     assert error.what == "the host key is unknown"
 
 
-def test_a_hop_that_cannot_go_on_is_no_login(server: EmbeddedNode, sshd: int) -> None:
+@pytest.mark.usefixtures("sshd")
+def test_a_hop_that_cannot_go_on_is_no_login(server: EmbeddedNode) -> None:
     jump(server, "hop1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -435,14 +446,16 @@ def test_a_hop_that_cannot_go_on_is_no_login(server: EmbeddedNode, sshd: int) ->
     assert isinstance(failure(node_of(server, port=port)), NoLogin)
 
 
-def test_hops_in_a_circle_are_fatal(server: EmbeddedNode, sshd: int) -> None:
+@pytest.mark.usefixtures("sshd")
+def test_hops_in_a_circle_are_fatal(server: EmbeddedNode) -> None:
     jump(server, "hop1")
     edit(server.ssh_config, "Host hop1\n", "Host hop1\n  ProxyJump hop2\n")
     edit(server.ssh_config, "Host hop2\n", "Host hop2\n  ProxyJump hop1\n")
     assert isinstance(failure(node_of(server)), Fatal)
 
 
-async def test_lanes_to_openssh_carry(server: EmbeddedNode, sshd: int, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("sshd")
+async def test_lanes_to_openssh_carry(server: EmbeddedNode, tmp_path: Path) -> None:
     for kind in (AgentLane, FloorLane):
         lane = lane_to(Node(name="hop1", ssh=SSHSettings(config=server.ssh_config)), kind)
         everything = bytes(range(256)) * 400

@@ -7,9 +7,10 @@ lanes read and write here from threads of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from rrmove.errors import RRMoveError
+if TYPE_CHECKING:
+    from rrmove.errors import RRMoveError
 
 
 class Channel(Protocol):

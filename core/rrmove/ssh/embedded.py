@@ -249,7 +249,9 @@ class _Login:
             shell = os.environ.get("SHELL") or "/bin/sh"
             argv = [shell, "-c", f"exec {command}"]
             try:
-                process = subprocess.Popen(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=words, start_new_session=True)
+                process = subprocess.Popen(
+                    argv, stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=words, start_new_session=True
+                )
             except OSError as error:
                 raise Fatal(
                     f"cannot run the ProxyCommand: {error.strerror}",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rrmove.errors import Fatal, RRMoveError, Transient, Unusable
 from rrmove.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class NoPython(Transient):
@@ -88,8 +91,10 @@ _WORDS: tuple[tuple[str, type[RRMoveError], str, str], ...] = (
         "Check that it is up, its address, and firewalls on the way: `ssh -v {host}`",
     ),
     (
-        r"kex_exchange_identification|Connection closed by .* port|ssh_exchange_identification|Not allowed at this time"
-        r"|Exceeded MaxStartups|banner exchange|mux_client|Session open refused",
+        (
+            r"kex_exchange_identification|ssh_exchange_identification|Connection closed by .* port|banner exchange"
+            r"|Not allowed at this time|Exceeded MaxStartups|mux_client|Session open refused"
+        ),
         NoLogin,
         "the node closed the connection before the login",
         "It may limit connections (MaxStartups, PerSourcePenalties); wait a little",

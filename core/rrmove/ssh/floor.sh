@@ -366,7 +366,7 @@ op_now() { tell "$(date +%s)"; }
 
 op_ask() {
   plain "$1"
-  said=$({ within 3 sh -c "$plain" 3</dev/null | span 65536; } 2>/dev/null; printf .)
+  said=$({ within 3 sh -c "$plain" 3</dev/null | take 65536; } 2>/dev/null; printf .)
   tell "${said%.}"
 }
 

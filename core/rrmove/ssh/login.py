@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rrmove.ssh.config import argv_options, destination
 from rrmove.ssh.failures import NoPython
@@ -33,7 +33,7 @@ class SSHSession:
         self._lanes: list[AnyLane] = []
         self.opened = 0
 
-    async def __aenter__(self) -> SSHSession:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -80,7 +80,7 @@ class SSHSession:
     def _open(self, *, alone: bool) -> Open:
         """Say how a channel is opened; the first may share a master connection that the user keeps."""
         if self.embedded:
-            from rrmove.ssh.embedded import open_channel  # noqa: PLC0415  paramiko takes 125 ms to import
+            from rrmove.ssh.embedded import open_channel
 
             return lambda command: open_channel(self._node, command)
         options = (*LANE_OPTIONS, *(ALONE if alone else ()), *argv_options(self._node))

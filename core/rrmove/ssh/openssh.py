@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -46,7 +47,7 @@ class OpenSSHChannel:
         self._killing = threading.Lock()
         self._killed = False
         try:
-            self._process = subprocess.Popen(  # noqa: S603  argv is ours, no shell here
+            self._process = subprocess.Popen(
                 argv,
                 bufsize=0,
                 stdin=subprocess.PIPE,
@@ -61,8 +62,8 @@ class OpenSSHChannel:
                 node=node.name,
                 remedy="Install the OpenSSH client, or use `--ssh paramiko`",
             ) from error
-        assert self._process.stdin is not None  # noqa: S101  for the type checker: both are PIPE
-        assert self._process.stdout is not None  # noqa: S101
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout
         for fd in (self._in, self._out.fileno()):
             try:
@@ -97,10 +98,8 @@ class OpenSSHChannel:
                 return
             self._killed = True
         if self._process.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it may end in this very moment
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # ended in this very moment
         self._process.wait()
 
     def close(self) -> None:

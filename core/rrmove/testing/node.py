@@ -1,6 +1,6 @@
 """The embedded node: an SSH server inside the process that runs real commands in a temporary home."""
 
-# ruff: noqa: PLC0415, SLF001
+# ruff: noqa: SLF001
 # Late imports: paramiko costs 125 ms, which only those pay who start a node. Private members: a visit and its
 # node are one machine, and neither is for others to call.
 

@@ -29,6 +29,7 @@ class Chunked:
     def refuse(self, request: Request, facts: Facts) -> str | None:
         """Never refuse: this is the floor."""
         del request, facts
+        return None
 
     async def send(self, job: Job) -> None:
         """Put the missing ranges into the part file, checked; a repeat continues."""

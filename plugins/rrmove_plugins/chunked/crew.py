@@ -29,6 +29,10 @@ FRUITLESS = 5  # connections in a row that die without a byte gained: the policy
 STEP = 0.05  # s between two looks of the foreman
 
 
+class _Silent(Transient):
+    """A lane was given up although its connection still stands."""
+
+
 class Pulse:
     """Wakes whoever waits for anything to change."""
 
@@ -359,7 +363,7 @@ class Crew:
         self.pulse.fire()
 
     def _came_up(self, member: Member) -> None:
-        self.pace.widen(len(self._working()))
+        self.pace.widen(max(1, len(self._working())))
         member.up = member.last = time.monotonic()
         self.refusals = 0
         if member.number > 1:
@@ -369,7 +373,7 @@ class Crew:
     # Ends
 
     async def _abandon(self, member: Member, quiet: float) -> None:
-        error = Transient(f"nothing was acknowledged for {quiet:.1f} s", node=self.job.request.node.name)
+        error = _Silent(f"nothing was acknowledged for {quiet:.1f} s", node=self.job.request.node.name)
         self._lost(member, error)
         await member.lane.close()
 
@@ -389,11 +393,10 @@ class Crew:
             self.error = self.error or error
             self.pulse.fire()
             return
-        if member.lane.alive and member.up is not None and not isinstance(error, NoLogin):
-            if "acknowledged" not in error.what:
-                self.error = self.error or error  # the connection is well: the part file is not
-                self.pulse.fire()
-                return
+        if member.lane.alive and not isinstance(error, _Silent):
+            self.error = self.error or error  # the connection is well: the part file is not
+            self.pulse.fire()
+            return
         self.members.remove(member)
         member.over = True
         self.board.lost(member)
