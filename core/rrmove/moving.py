@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from rrmove.knowledge import Knowledge
     from rrmove.manifest import Manifest, Range
     from rrmove.session import Session
+    from rrmove.ssh.channel import Channel
 
 SMALL = 4 << 20  # bytes up to which a file does not wait for the node's facts: some 3 round trips of sending
 STALLED = 300.0  # s in which a transport neither ends nor reports a byte: then it hangs
@@ -77,6 +78,7 @@ async def move(  # noqa: PLR0913  the options of a move, by name
     inventory: Inventory | None = None,
     ssh: str = "auto",
     on_event: Callable[[Event], None] | None = None,
+    begun: Channel | None = None,
 ) -> Outcome:
     """Move a local file onto a node, whole and verified.
 
@@ -85,11 +87,13 @@ async def move(  # noqa: PLR0913  the options of a move, by name
     hash to; `ssh` is "auto", "openssh" or "paramiko". Raises RRMoveError with `.outcome` set where
     the file did not arrive: see `rrmove.errors` for the kinds. A repeat continues where the last
     one stopped, and sends nothing where the file is there. Cancelled, it leaves a part file that
-    the next call continues.
+    the next call continues. `begun` is a login that was started ahead (`rrmove.ssh.openssh.start`).
     """
     options = Options(only=tuple(only), without=tuple(without), limit_rate=limit_rate, deadline=deadline, sha256=sha256)
     started = time.monotonic()
-    async with Setting.of(source, target, options, inventory=inventory, ssh=ssh, on_event=on_event) as setting:
+    async with Setting.of(
+        source, target, options, inventory=inventory, ssh=ssh, on_event=on_event, begun=begun
+    ) as setting:
         run = _Run(setting, started)
         try:
             async with asyncio.timeout(deadline):

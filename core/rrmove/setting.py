@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rrmove.manifest import Manifest
     from rrmove.model import Attempt, Options, Plan
     from rrmove.probe import Facts
+    from rrmove.ssh.channel import Channel
 
 
 # What every move wants to know; transports add what they need. The node's way back to us takes
@@ -54,7 +55,7 @@ def node_of(target: str | Node, inventory: Inventory | None) -> tuple[Node, str]
 
 
 @asynccontextmanager
-async def log_in(node: Node, ssh: str = "auto") -> AsyncIterator[SSHSession]:
+async def log_in(node: Node, ssh: str = "auto", begun: Channel | None = None) -> AsyncIterator[SSHSession]:
     """Open a session with the first connection begun; leaving closes them all.
 
     `ssh` is "openssh", "paramiko", or "auto": the OpenSSH client where there is one.
@@ -62,7 +63,7 @@ async def log_in(node: Node, ssh: str = "auto") -> AsyncIterator[SSHSession]:
     if ssh not in {"auto", "openssh", "paramiko"}:
         raise UsageError(f"unknown ssh {ssh!r}", remedy="Choose auto, openssh or paramiko")
     embedded = ssh == "paramiko" or (ssh == "auto" and shutil.which("ssh") is None)
-    async with SSHSession(node, embedded=embedded) as session:
+    async with SSHSession(node, embedded=embedded, begun=begun) as session:
         await session.control()
         yield session
 
@@ -102,12 +103,13 @@ class Setting:
         inventory: Inventory | None,
         ssh: str,
         on_event: Callable[[Event], None] | None,
+        begun: Channel | None = None,
     ) -> AsyncIterator[Setting]:
         """Open everything that a move needs; the login begins first, the rest is loaded meanwhile."""
         seen = source if isinstance(source, Source) else Source.of(source)
         node, destination = node_of(target, inventory)
         request = Request(source=seen, node=node, destination=destination, options=options)
-        async with log_in(node, ssh) as session:
+        async with log_in(node, ssh, begun) as session:
             await asyncio.sleep(0)
             limits = [rate for rate in (options.limit_rate, node.limit_rate) if rate]
             limiter = TokenBucket(min(limits) if limits else None)

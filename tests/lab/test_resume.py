@@ -59,6 +59,7 @@ def here(lab: MakeLab) -> Lab:
 def resumed(here: Lab, node: str, source: File, *options: str) -> Done:
     """Run the move again: it sends no more than what is missing, and a little."""
     lacking = missing(source, part_file(here, node))
+    assert lacking > 0.25 * source.size, "somebody went on sending after the end"
     assert lacking < 0.9 * source.size, "nothing to resume: the part file holds next to nothing"
     done, sent = wire(here, node, lambda: arrive(here, source, node, TARGET, *options))
     assert sent <= 1.05 * lacking + LOGIN, f"{lacking} bytes were missing, {sent} were sent"
@@ -153,8 +154,8 @@ def test_a_part_of_other_content_is_never_mixed_in(here: Lab, tmp_path: Path) ->
 
 @pytest.mark.parametrize("node", ["plain", "bare"])
 def test_two_senders_of_different_content_leave_one_of_them_whole(here: Lab, tmp_path: Path, node: str) -> None:
-    sources = [make(tmp_path / name / "model.bin", 10 * MB) for name in ("one", "two")]
-    dones = all_at_once(partial(auto, here, source, f"{node}:{TARGET}", "--limit-rate", "5M") for source in sources)
+    sources = [make(tmp_path / name / "model.bin", 6 * MB) for name in ("one", "two")]
+    dones = all_at_once(partial(auto, here, source, f"{node}:{TARGET}", "--limit-rate", "4M") for source in sources)
     assert here.sha256(node, TARGET) in {source.digest for source in sources}
     assert all(done.code in (0, 1) for done in dones), [done.err for done in dones]
     assert any(done.code == 0 for done in dones)
@@ -162,8 +163,8 @@ def test_two_senders_of_different_content_leave_one_of_them_whole(here: Lab, tmp
 
 
 def test_two_senders_of_the_same_content_both_succeed(here: Lab, tmp_path: Path) -> None:
-    source = make(tmp_path / "model.bin", 10 * MB)
-    dones = all_at_once([lambda: auto(here, source, f"plain:{TARGET}", "--limit-rate", "5M")] * 2)
+    source = make(tmp_path / "model.bin", 6 * MB)
+    dones = all_at_once([lambda: auto(here, source, f"plain:{TARGET}", "--limit-rate", "4M")] * 2)
     assert [done.code for done in dones] == [0, 0], [done.err for done in dones]
     assert here.sha256("plain", TARGET) == source.digest
     assert not parts(here, "plain")

@@ -89,12 +89,12 @@ class Boards(RuleBasedStateMachine):
             assert span.stop <= self.manifest.chunk(self.chunk_of(span)).stop  # no chunk's border in between
             self.flying.setdefault(lane, []).append(span)
 
-    @rule(lane=LANES, limit=LIMITS)
+    @rule(lane=LANES, other=LANES)
     def hedge(self, lane: int, other: int) -> None:
         span = self.board.hedge(lane, other)
-        mine = self.flying.get(lane, [])
-        others = [item for other, spans in self.flying.items() if other != lane for item in spans]
-        candidates = [item for item in others if item.length <= limit and item not in mine]
+        elsewhere = [item for held, spans in self.flying.items() if held != other for item in spans]
+        theirs = self.flying.get(other, []) if other != lane else []
+        candidates = [item for item in theirs if item not in elsewhere]
         assert (span is None) == (not candidates)
         if span is not None:
             assert span in candidates

@@ -51,9 +51,12 @@ def dispatch(command: Command) -> int:
     """Import the module of one command, and only that, and run it."""
     match command:
         case AutoCommand():
+            from rrmove.cli.errand import look_up
+
+            errand = look_up(command)  # the login is on its way while the rest is imported
             from rrmove.cli import auto
 
-            code = auto.run(command)
+            code = auto.run(command, errand)
         case PlanCommand():
             from rrmove.cli import plan
 

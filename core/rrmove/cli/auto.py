@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrmove.cli import failure, interrupt
 from rrmove.cli.jsonlines import JSONLines, outcome_object, unfinished_object
-from rrmove.cli.places import one_node, one_target, source_file
 from rrmove.cli.progress import Watcher, watcher
 from rrmove.cli.result import result_line
 from rrmove.cli.text import amount, printable, say
@@ -20,27 +18,19 @@ from rrmove.errors import RRMoveError
 
 if TYPE_CHECKING:
     from rrmove.cli.arguments import AutoCommand
+    from rrmove.cli.errand import Errand
     from rrmove.cli.tally import Tally
-    from rrmove.inventory import Inventory
-    from rrmove.model import Node, Outcome
+    from rrmove.model import Outcome
 
 TICK = 0.25  # seconds between two looks at the clock
 
 
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """What is to be moved where, looked up."""
-
-    source: Path
-    node: Node
-    inventory: Inventory
-
-
-def run(command: AutoCommand) -> int:
-    """Move the file and return the exit code. Raises what `move()` raises."""
+def run(command: AutoCommand, errand: Errand | RRMoveError) -> int:
+    """Move the file and return the exit code. Raises what `move()` raises, or what the lookup did."""
     if command.output.json:
-        return _in_json(command)
-    errand = _errand(command)
+        return _in_json(command, errand)
+    if isinstance(errand, RRMoveError):
+        raise errand
     seen = watcher(errand.source.name, errand.node.name, command.output)
     try:
         outcome = _moved(command, errand, seen)
@@ -57,7 +47,7 @@ def run(command: AutoCommand) -> int:
     return 0
 
 
-def _in_json(command: AutoCommand) -> int:
+def _in_json(command: AutoCommand, errand: Errand | RRMoveError) -> int:
     """Do the same for a program: whatever happens, the last line on stdout is an outcome."""
     seen = JSONLines(quiet=command.output.quiet)
     begun = time.monotonic()
@@ -71,7 +61,8 @@ def _in_json(command: AutoCommand) -> int:
         return unfinished_object(command.source, node, size, seconds, error)
 
     try:
-        errand = _errand(command)
+        if isinstance(errand, RRMoveError):
+            raise errand  # noqa: TRY301  to end as every other failure does
         node = errand.node.name
         outcome = _moved(command, errand, seen)
     except KeyboardInterrupt:
@@ -87,16 +78,6 @@ def _in_json(command: AutoCommand) -> int:
         raise
     seen.finish(outcome_object(outcome))
     return 0
-
-
-def _errand(command: AutoCommand) -> Errand:
-    """Look everything up that the command names. Raises UsageError; may ask the name service."""
-    from rrmove.inventory import load_inventory
-
-    target = one_target(command.source, command.targets)
-    source = source_file(command.source)
-    inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
-    return Errand(source, one_node(command.source, target, inventory), inventory)
 
 
 def _moved(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
@@ -125,6 +106,7 @@ async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
             inventory=errand.inventory,
             ssh=command.access.ssh,
             on_event=seen,
+            begun=errand.begun,
         )
     finally:
         ticking.cancel()

@@ -417,9 +417,7 @@ def locate(agent, destination, name, key, size=None, need=0, note=None):
         found["size"] = seen.st_size
         found["mode"] = stat.S_IMODE(seen.st_mode)
         found["mtime_ns"] = seen.st_mtime_ns
-        found["kind"] = (
-            "file" if stat.S_ISREG(seen.st_mode) else "directory" if stat.S_ISDIR(seen.st_mode) else "other"
-        )
+        found["kind"] = "file" if stat.S_ISREG(seen.st_mode) else "directory" if stat.S_ISDIR(seen.st_mode) else "other"
     except FileNotFoundError:
         pass  # nothing is there yet
     try:
@@ -546,9 +544,7 @@ def commit(agent, part, journal, target, size, ino, mode, mtime_ns, check):
         if identity(seen) != ino or seen.st_size != size:
             raise Refused("ESTALE", "the part file is another one than was verified")
         wrong = [
-            at
-            for at, length, expected in check
-            if agent.disk.digest(fd, at, length, size, agent.hashing) != expected
+            at for at, length, expected in check if agent.disk.digest(fd, at, length, size, agent.hashing) != expected
         ]
         if wrong:
             raise Refused("EBADMSG", "the part file does not match", wrong=wrong)

@@ -122,7 +122,7 @@ def explain_login(words: str, status: int | None, *, node: str, host: str) -> RR
 
 _SPACE = frozenset({"ENOSPC", "EDQUOT", "EFBIG"})
 _DENIED = frozenset({"EACCES", "EPERM", "EROFS"})
-_PATH = frozenset({"ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EINVAL"})
+_PATH = frozenset({"ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG", "ELOOP", "EINVAL"})
 _NO_PROGRAM = frozenset({"ENOENT", "EACCES", "ENOEXEC", "ENOTDIR"})  # what was to be run is not there
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import functools
 import json
 import struct
-import zlib
-from importlib import resources
 from typing import TYPE_CHECKING
 
 from rrmove.session import Body, FilePart, Reply
+from rrmove.ssh.boot import BOOT, agent_text
 from rrmove.ssh.calls import Answer, CallLane
 
 if TYPE_CHECKING:
@@ -18,23 +15,6 @@ if TYPE_CHECKING:
 
 MAGIC = b"RRM1"
 HEADER = struct.Struct(">4sII")
-
-# Runs under whatever login shell the user has, hence one pair of single quotes and nothing clever.
-# The agent's text follows on stdin as one line, so that nothing is written to the node's disk.
-BOOT = (
-    "sh -c '"
-    "export RRMOVE_AGENT=1; command -v python3 >/dev/null 2>&1 && "
-    'python3 -I -S -c "import io,sys;sys.version_info<(3,6)and sys.exit(9);import zlib,base64;'
-    'exec(zlib.decompress(base64.b64decode(io.FileIO(0,closefd=False).readline())))" && exit; '
-    "echo; echo RRMOVE-NO-PYTHON'"
-)
-
-
-@functools.cache
-def agent_text() -> bytes:
-    """Give the agent as the line that BOOT reads: printable, for channels that are not 8-bit clean."""
-    text = resources.files("rrmove.ssh").joinpath("agent.py").read_bytes()
-    return base64.b64encode(zlib.compress(text, 9)) + b"\n"
 
 
 def path_among(arguments: dict[str, object], op: str) -> str:

@@ -9,7 +9,7 @@ from rrmove.ssh.config import argv_options, destination
 from rrmove.ssh.failures import NoPython
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
-from rrmove.ssh.openssh import ALONE, LANE_OPTIONS, OpenSSHChannel
+from rrmove.ssh.openssh import ALONE, LANE_OPTIONS, start
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -25,12 +25,15 @@ class SSHSession:
     """Logs in to a node over SSH; see `rrmove.session.Session` for the contract.
 
     An async context manager: leaving it closes every lane. `floor` is true once the node has
-    turned out to have no python3; lanes opened from then on speak the shell floor.
+    turned out to have no python3; lanes opened from then on speak the shell floor. `begun` is a
+    channel on which the agent's boot command has been started already; it becomes the first lane's.
     """
 
-    def __init__(self, node: Node, *, ssh: str = "ssh", embedded: bool = False, floor: bool = False) -> None:
-        self._node, self._ssh, self.embedded, self.floor = node, ssh, embedded, floor
+    def __init__(self, node: Node, *, ssh: str = "ssh", embedded: bool = False, begun: Channel | None = None) -> None:
+        self._node, self._ssh, self.embedded, self.floor = node, ssh, embedded, False
         self._lanes: list[AnyLane] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._begun = begun
         self.opened = 0
 
     async def __aenter__(self) -> Self:
@@ -39,8 +42,10 @@ class SSHSession:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await asyncio.gather(*(lane.close() for lane in self._lanes))
+        await asyncio.gather(*(lane.close() for lane in self._lanes), *self._closing)
         self._lanes.clear()
+        if self._begun is not None:
+            self._begun.kill()
 
     @property
     def node(self) -> Node:
@@ -56,7 +61,9 @@ class SSHSession:
         """Begin one more connection and give its lane at once."""
         for lane in [lane for lane in self._lanes if not lane.alive]:
             self._lanes.remove(lane)
-            await lane.close()
+            closing = asyncio.create_task(lane.close())  # it may take a moment until its threads have noticed
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
         kind = FloorLane if self.floor else AgentLane
         lane = kind(self._open(alone=self.opened > 0), self._node, lost=self._lost)
         self.opened += 1
@@ -83,10 +90,7 @@ class SSHSession:
             from rrmove.ssh.embedded import open_channel
 
             return lambda command: open_channel(self._node, command)
-        options = (*LANE_OPTIONS, *(ALONE if alone else ()), *argv_options(self._node))
-        host = destination(self._node)
-
-        def start(command: str) -> Channel:
-            return OpenSSHChannel((self._ssh, *options, "--", host, command), node=self._node, host=host)
-
-        return start
+        if self._begun is not None and not self.floor:
+            begun, self._begun = self._begun, None
+            return lambda _: begun
+        return lambda command: start(self._node, command, ssh=self._ssh, alone=alone)

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from rrmove.errors import Fatal, RRMoveError
+from rrmove.ssh.config import argv_options, destination
 from rrmove.ssh.failures import explain_login
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ LANE_OPTIONS = (
     *("-o", "LogLevel=ERROR"),
 )
 ALONE = ("-o", "ControlPath=none")
+
+
+def start(node: Node, command: str, *, ssh: str = "ssh", alone: bool = False) -> OpenSSHChannel:
+    """Start `ssh` on a command; unless `alone`, over a master connection where the user keeps one."""
+    host = destination(node)
+    options = (*LANE_OPTIONS, *(ALONE if alone else ()), *argv_options(node))
+    return OpenSSHChannel((ssh, *options, "--", host, command), node=node, host=host)
 
 
 class OpenSSHChannel:

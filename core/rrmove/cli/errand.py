@@ -1,0 +1,52 @@
+"""What is to be moved where, looked up; and the login begun, while the rest of the program is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.errors import RRMoveError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rrmove.cli.arguments import AutoCommand
+    from rrmove.inventory import Inventory
+    from rrmove.model import Node
+    from rrmove.ssh.channel import Channel
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """A source and a node that exist, and the login to it where it has been begun."""
+
+    source: Path
+    node: Node
+    inventory: Inventory
+    begun: Channel | None
+
+
+def look_up(command: AutoCommand) -> Errand | RRMoveError:
+    """Look everything up that the command names, and start `ssh`; gives the error where that fails.
+
+    A login takes a third of a second at the least, and loading asyncio and the planner half of
+    that: nothing of it is imported before the process has been started.
+    """
+    try:
+        target = one_target(command.source, command.targets)
+        source = source_file(command.source)
+        from rrmove.inventory import load_inventory
+
+        inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
+        node = one_node(command.source, target, inventory)
+        begun: Channel | None = None
+        if command.access.ssh != "paramiko" and shutil.which("ssh"):
+            from rrmove.ssh.boot import BOOT
+            from rrmove.ssh.openssh import start
+
+            begun = start(node, BOOT)
+        return Errand(source, node, inventory, begun)
+    except RRMoveError as error:
+        return error
