@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def test_a_hole_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         read[0] += got
         return got
 
-    monkeypatch.setattr(manifests.os, "preadv", counted)
+    monkeypatch.setattr("rrmove.manifest.os.preadv", counted)
     manifest = build(path, size)
     assert 0 < read[0] <= GRAIN
     middle = (10 * GIB + 3) // GRAIN
@@ -156,7 +157,9 @@ def test_zero_digest_is_that_of_zeros(length: int) -> None:
     assert zero_digest(length) == hashlib.sha256(bytes(length)).digest()
 
 
-@pytest.mark.parametrize(("content", "hole"), [(bytes(100), True), (bytes(99) + b"\1", False), (b"\1" + bytes(99), False)])
+@pytest.mark.parametrize(
+    ("content", "hole"), [(bytes(100), True), (bytes(99) + b"\1", False), (b"\1" + bytes(99), False)]
+)
 def test_is_hole_goes_by_the_bytes(tmp_path: Path, content: bytes, hole: bool) -> None:  # noqa: FBT001
     assert made(tmp_path / "file", content).is_hole(0) is hole
 
@@ -186,11 +189,11 @@ def test_a_source_that_is_gone_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     made(tmp_path / "file", body(3 * GRAIN))
     with pytest.raises(UsageError):
         build(tmp_path / "file", 5 * GRAIN)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 # Ranges
@@ -209,7 +212,7 @@ def test_merged_has_the_same_bytes_in_the_fewest_ranges(items: list[Range]) -> N
     assert points(result) == points(items)
     assert total(result) == len(points(items))
     assert all(item.length > 0 for item in result)
-    assert all(one.stop < other.start for one, other in zip(result, result[1:], strict=False))
+    assert all(one.stop < other.start for one, other in itertools.pairwise(result))
     assert merged(result) == result
     assert merged(reversed(items)) == result
 

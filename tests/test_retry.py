@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from rrmove import retry
 from rrmove.errors import Fatal, RRMoveError, Transient, Unusable
 from rrmove.retry import FIRST_PAUSE, TRIES, ask, persistently
 from rrmove.ssh.failures import NoLogin, NoPython, StaleError
 from tests.ssh.local import LocalSession, signal_group
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOST = Transient("lost")
 STALE = StaleError("ESTALE", "gone", node="n", tried="t")
@@ -22,7 +23,7 @@ DEAD = NoLogin("the node does not answer")
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Give the pauses that were made; none of them takes any time."""
     made: list[float] = []
     real = asyncio.sleep
@@ -31,7 +32,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         made.append(seconds)
         await real(0)
 
-    monkeypatch.setattr(retry.asyncio, "sleep", sleep)
+    monkeypatch.setattr("rrmove.retry.asyncio.sleep", sleep)
     return made
 
 

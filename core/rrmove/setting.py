@@ -20,7 +20,7 @@ from rrmove.model import Node, Request, Source
 from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
 from rrmove.rate import TokenBucket
 from rrmove.retry import persistently
-from rrmove.ssh.config import direct, effective
+from rrmove.ssh.config import BULK, direct, effective, fast_ciphers
 from rrmove.ssh.login import SSHSession
 
 if TYPE_CHECKING:
@@ -55,15 +55,20 @@ def node_of(target: str | Node, inventory: Inventory | None) -> tuple[Node, str]
 
 
 @asynccontextmanager
-async def log_in(node: Node, ssh: str = "auto", begun: Channel | None = None) -> AsyncIterator[SSHSession]:
+async def log_in(
+    node: Node, ssh: str = "auto", begun: Channel | None = None, *, bulk: bool = False
+) -> AsyncIterator[SSHSession]:
     """Open a session with the first connection begun; leaving closes them all.
+
+    `bulk` says that so much is to be moved that it pays to look for the quickest cipher.
 
     `ssh` is "openssh", "paramiko", or "auto": the OpenSSH client where there is one.
     """
     if ssh not in {"auto", "openssh", "paramiko"}:
         raise UsageError(f"unknown ssh {ssh!r}", remedy="Choose auto, openssh or paramiko")
     embedded = ssh == "paramiko" or (ssh == "auto" and shutil.which("ssh") is None)
-    async with SSHSession(node, embedded=embedded, begun=begun) as session:
+    more = await asyncio.to_thread(fast_ciphers, node) if bulk and not embedded else ()
+    async with SSHSession(node, embedded=embedded, begun=begun, more=more) as session:
         await session.control()
         yield session
 
@@ -109,7 +114,7 @@ class Setting:
         seen = source if isinstance(source, Source) else Source.of(source)
         node, destination = node_of(target, inventory)
         request = Request(source=seen, node=node, destination=destination, options=options)
-        async with log_in(node, ssh, begun) as session:
+        async with log_in(node, ssh, begun, bulk=seen.size >= BULK) as session:
             await asyncio.sleep(0)
             limits = [rate for rate in (options.limit_rate, node.limit_rate) if rate]
             limiter = TokenBucket(min(limits) if limits else None)

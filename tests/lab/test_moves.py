@@ -17,7 +17,6 @@ from tests.lab.moving import (
     LOGIN,
     MB,
     NODES,
-    Done,
     File,
     Running,
     all_at_once,

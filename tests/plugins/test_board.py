@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from rrmove.manifest import DIGEST, GRAIN, MOST_CHUNKS, Manifest, Range, merged, total
 from rrmove_plugins.chunked.board import Board
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LANES = st.integers(0, 2)
 LIMITS = st.sampled_from([1, 3, 8, 50])
@@ -36,12 +39,11 @@ def finish(board: Board[int], lane: int = 99) -> Counter[int]:
     for _ in range(10_000):
         if board.done:
             return sent
-        for span in board.doubts(5):
-            board.again(span)
+        for doubt in board.doubts(5):
+            board.again(doubt)
         for index in board.ready():
             board.verdict(index, good=True)
-        span = board.take(lane, 3)
-        if span is not None:
+        if (span := board.take(lane, 3)) is not None:
             sent.update(range(span.start, span.stop))
             board.landed(lane, span)
     raise AssertionError(f"stuck with {board}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +21,9 @@ from rrmove_plugins.chunked.pace import (
     ROUNDS,
     Pace,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KIB, MIB = 1 << 10, 1 << 20
 

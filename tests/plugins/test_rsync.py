@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +15,9 @@ from rrmove.events import AttemptStarted, Event, Progressed
 from rrmove.model import Node, Outcome, SSHSettings
 from rrmove.testing import EmbeddedNode, Faults
 from tests.ssh.local import processes_with, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync here"),
@@ -153,7 +156,7 @@ async def test_connections_that_are_reset_cost_no_byte_that_was_there(embedded: 
 
 async def test_cancelled_it_leaves_no_process(embedded: EmbeddedNode, source: Path) -> None:
     await cancelled_at(2 * MB, source, embedded, "rsync", 4 * MB)
-    assert until(lambda: not processes_with("rrmove-part"))
+    assert until(lambda: not processes_with(str(embedded.home)))
     assert until(lambda: not processes_with(str(embedded.ssh_config)))
 
 
@@ -187,7 +190,7 @@ async def test_a_small_file_for_a_node_without_rsync_fails_as_well(tmp_path: Pat
         assert caught.value.outcome is not None
         assert not caught.value.outcome.ok
         assert not (embedded.home / path.name).exists()
-        assert not processes_with("rrmove-part")
+        assert until(lambda: not processes_with(str(embedded.home)))
 
 
 async def test_a_machine_without_rsync_is_refused(

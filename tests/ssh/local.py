@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from dataclasses import dataclass, field
@@ -11,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rrmove.model import Node, Options, Request, Source
-from rrmove.session import Session
 from rrmove.ssh.lane import AgentLane
 from rrmove.ssh.openssh import OpenSSHChannel
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable
     from types import TracebackType
 
     from rrmove.errors import RRMoveError
+    from rrmove.session import Session
 
 
 @dataclass

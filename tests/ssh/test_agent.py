@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import itertools
 import json
@@ -19,13 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rrmove.ssh.lane import agent_text
+from rrmove.ssh.boot import agent_text
 from tests.ssh.local import alive, until
 
 HEADER = struct.Struct(">4sII")
@@ -58,7 +59,7 @@ class Wire:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     beats: int = 0
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> Self:
         environment = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LC_ALL": "C", "RRMOVE_AGENT": "1"}
         self.process = subprocess.Popen(
             [self.program, "-I", "-S", "-c", SOURCE],
@@ -76,10 +77,8 @@ class Wire:
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             assert stream is not None
-            try:
+            with contextlib.suppress(BrokenPipeError):  # what was not flushed to the dead is no loss
                 stream.close()
-            except BrokenPipeError:
-                pass  # what was not flushed to the dead is no loss
 
     def give(self, data: bytes) -> None:
         assert self.process.stdin is not None
@@ -147,7 +146,8 @@ def test_the_source_is_python_3_6() -> None:
     # What feature_version does not look at: syntax is one thing, the library another.
     newer = {"removeprefix", "removesuffix", "capture_output", "fromisoformat", "time_ns", "missing_ok"}
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    used |= {keyword.arg for node in ast.walk(tree) if isinstance(node, ast.Call) for keyword in node.keywords if keyword.arg}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    used |= {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
     assert not used & newer
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.NamedExpr | ast.Match)]
 
@@ -166,8 +166,10 @@ def interpreter(minor: int) -> str | None:
     """Find a Python of this version: on PATH, or where pyenv keeps them."""
     kept = sorted(Path(pwd.getpwuid(os.getuid()).pw_dir).glob(f".pyenv/versions/3.{minor}.*/bin/python3"))
     found = [path for path in (shutil.which(f"python3.{minor}"), *map(str, kept)) if path]
-    works = (path for path in found if not subprocess.run([path, "-c", ""], check=False, capture_output=True).returncode)
-    return next(works, None)
+    for path in found:  # pyenv's shims are there for versions that they do not start
+        if subprocess.run([path, "-c", ""], check=False, capture_output=True).returncode == 0:
+            return path
+    return None
 
 
 @pytest.mark.parametrize("minor", range(6, 15))
@@ -335,20 +337,20 @@ def test_wrong_arguments_are_answered(wire: Wire) -> None:
     assert wire.call("hello").fields["pid"]
 
 
-Wrong = Callable[[Path], tuple[str, dict[str, object]]]
+Wrong = Callable[[Path], tuple[str, dict[str, Any]]]
 ERRORS: dict[str, tuple[str, Wrong]] = {
     "no such part": ("ENOENT", lambda _: ("trim", {"part": "/nowhere/.x.rrmove-part", "size": 1})),
     "no such file": ("ENOENT", lambda home: ("get", {"path": f"{home}/none", "at": 0, "length": 1})),
     "a directory": ("EISDIR", lambda home: ("get", {"path": str(home), "at": 0, "length": 1})),
     "a file on the way": ("ENOTDIR", lambda home: ("locate", {"destination": f"{home}/f/x/", "name": "n", "key": "k"})),
     "a loop": ("ELOOP", lambda home: ("locate", {"destination": f"{home}/loop/x", "name": "n", "key": "k"})),
-    "too long": ("ENAMETOOLONG", lambda home: ("locate", {"destination": "x" * 300, "name": "n", "key": "k"})),
+    "too long": ("ENAMETOOLONG", lambda _: ("locate", {"destination": "x" * 300, "name": "n", "key": "k"})),
     "no program": ("ENOENT", lambda _: ("run", {"argv": ["/no/such/program"], "timeout": 1})),
     "no disk like that": (
         "ENOSPC",
         lambda home: (
             "open",
-            {"part": f"{home}/.p.rrmove-part", "journal": f"{home}/.p.rrmove-journal", "note": {}, "size": 1, "need": 1 << 60},
+            {"part": f"{home}/.rrmove-part", "journal": f"{home}/.rrmove-journal", "note": {}, "size": 1, "need": 9**19},
         ),
     ),
 }
@@ -363,7 +365,7 @@ def test_errors_have_their_errno(wire: Wire, name: str) -> None:
     heard = wire.call(op, **arguments)
     assert heard.errno == expected
     assert heard.fields["error"]["text"]
-    assert set(os.listdir(wire.home)) == {"f", "loop"}
+    assert {path.name for path in wire.home.iterdir()} == {"f", "loop"}
     assert wire.call("hello").fields["pid"]
 
 
@@ -430,9 +432,10 @@ def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(wire: W
 
 def test_a_program_that_leaves_its_group_does_not_hold_up_the_answer(wire: Wire) -> None:
     pids = wire.home / "pids"
-    program = f"import os,time\nif os.fork(): time.sleep(60)\nos.setsid()\nopen('{pids}','w').write(str(os.getpid()))\ntime.sleep(60)"
+    program = "import os, sys, time\nif os.fork(): time.sleep(60)\nos.setsid()\n"
+    program += "with open(sys.argv[1], 'w') as file: file.write(str(os.getpid()))\ntime.sleep(60)"
     begun = time.monotonic()
-    heard = wire.call("run", argv=[sys.executable, "-S", "-c", program], timeout=1.0)
+    heard = wire.call("run", argv=[sys.executable, "-S", "-c", program, str(pids)], timeout=1.0)
     assert heard.errno == "ETIMEDOUT"
     assert time.monotonic() - begun < 15
     os.kill(int(pids.read_text()), signal.SIGKILL)
@@ -505,14 +508,15 @@ def test_a_committed_file_is_let_go(wire: Wire) -> None:
                      ino=found["ino"], mode=0o700, mtime_ns=0, check=[[0, len(script), digest(script)]])  # fmt: skip
     assert "error" not in done.fields
     assert subprocess.run([found["target"]], capture_output=True, check=True).stdout == b"runs\n"
-    held = {os.readlink(fd) for fd in Path(f"/proc/{wire.process.pid}/fd").iterdir()}
+    held = {str(fd.readlink()) for fd in Path(f"/proc/{wire.process.pid}/fd").iterdir()}
     assert found["target"] not in held
 
 
 def test_commit_checks_what_it_is_told_to(wire: Wire) -> None:
     found = opened(wire, 4)
     wire.call("put", b"good", part=found["part"], at=0)
-    commit = {key: found[key] for key in ("part", "journal", "target", "ino")} | {"size": 4, "mode": 0o644, "mtime_ns": 0}
+    commit: dict[str, Any] = {key: found[key] for key in ("part", "journal", "target", "ino")}
+    commit |= {"size": 4, "mode": 0o644, "mtime_ns": 0}
     wrong = wire.call("commit", **commit, check=[[0, 2, digest(b"go")], [2, 2, digest(b"xx")]])
     assert wrong.errno == "EBADMSG"
     assert wrong.fields["error"]["wrong"] == [2]

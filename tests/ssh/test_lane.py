@@ -9,17 +9,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from rrmove.errors import Fatal, RRMoveError, Transient, Unusable
 from rrmove.session import FilePart, Lane, Session
 from rrmove.ssh import calls
+from rrmove.ssh.boot import agent_text
 from rrmove.ssh.failures import NoLogin, NoPython, StaleError
-from rrmove.ssh.lane import AgentLane, agent_text
+from rrmove.ssh.lane import AgentLane
 from tests.ssh.local import LocalSession, alive, lane_threads, signal_group, until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -27,10 +31,10 @@ KIB, MIB = 1 << 10, 1 << 20
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     before = set(threading.enumerate())
-    fds = len(os.listdir("/proc/self/fd"))
+    fds = len(list(Path("/proc/self/fd").iterdir()))
     yield
     assert until(lambda: not [thread for thread in lane_threads() if thread not in before])
-    assert until(lambda: len(os.listdir("/proc/self/fd")) <= fds)
+    assert until(lambda: len(list(Path("/proc/self/fd").iterdir())) <= fds)
 
 
 @pytest.fixture
@@ -125,7 +129,7 @@ async def test_a_file_part_is_these_very_bytes(
 @pytest.mark.parametrize("length", [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 3 * MIB + 5])
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 async def test_a_body_is_these_very_bytes(
-    session: LocalSession, length: int, kind: type[bytes] | type[bytearray] | type[memoryview]
+    session: LocalSession, length: int, kind: type[bytes | bytearray | memoryview]
 ) -> None:
     content = os.urandom(length)
     lane = await session.control()
@@ -145,8 +149,9 @@ async def test_what_it_carried_is_counted(session: LocalSession, tmp_path: Path)
 
 async def test_an_error_is_the_calls_and_not_the_lanes(session: LocalSession) -> None:
     lane = await session.control()
+    part, journal = f"{session.home}/.x.rrmove-part", f"{session.home}/.x.rrmove-journal"
     with pytest.raises(Fatal, match="disk is full"):
-        await lane.call("open", part="/tmp/.x.rrmove-part", journal="/tmp/.x.rrmove-journal", note={}, size=0, need=1 << 60)
+        await lane.call("open", part=part, journal=journal, note={}, size=0, need=1 << 60)
     with pytest.raises(StaleError):
         await lane.call("trim", part="/nowhere/.x.rrmove-part", size=0)
     assert lane.alive

@@ -44,9 +44,10 @@ def look_up(command: AutoCommand) -> Errand | RRMoveError:
         begun: Channel | None = None
         if command.access.ssh != "paramiko" and shutil.which("ssh"):
             from rrmove.ssh.boot import BOOT
+            from rrmove.ssh.config import BULK, fast_ciphers
             from rrmove.ssh.openssh import start
 
-            begun = start(node, BOOT)
+            begun = start(node, BOOT, more=fast_ciphers(node) if source.stat().st_size >= BULK else ())
         return Errand(source, node, inventory, begun)
     except RRMoveError as error:
         return error

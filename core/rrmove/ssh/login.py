@@ -27,13 +27,22 @@ class SSHSession:
     An async context manager: leaving it closes every lane. `floor` is true once the node has
     turned out to have no python3; lanes opened from then on speak the shell floor. `begun` is a
     channel on which the agent's boot command has been started already; it becomes the first lane's.
+    `more` are further flags for ssh.
     """
 
-    def __init__(self, node: Node, *, ssh: str = "ssh", embedded: bool = False, begun: Channel | None = None) -> None:
+    def __init__(
+        self,
+        node: Node,
+        *,
+        ssh: str = "ssh",
+        embedded: bool = False,
+        begun: Channel | None = None,
+        more: tuple[str, ...] = (),
+    ) -> None:
         self._node, self._ssh, self.embedded, self.floor = node, ssh, embedded, False
         self._lanes: list[AnyLane] = []
         self._closing: set[asyncio.Task[None]] = set()
-        self._begun = begun
+        self._begun, self._more = begun, more
         self.opened = 0
 
     async def __aenter__(self) -> Self:
@@ -74,7 +83,7 @@ class SSHSession:
         """Give the argv that runs `ssh` for this node, without the destination; None without ssh."""
         if self.embedded:
             return None
-        return (self._ssh, *LANE_OPTIONS, *ALONE, *argv_options(self._node))
+        return (self._ssh, *LANE_OPTIONS, *ALONE, *self._more, *argv_options(self._node))
 
     def ssh_destination(self) -> str:
         """Give the `[user@]host` word that goes with `ssh_command()`."""
@@ -93,4 +102,4 @@ class SSHSession:
         if self._begun is not None and not self.floor:
             begun, self._begun = self._begun, None
             return lambda _: begun
-        return lambda command: start(self._node, command, ssh=self._ssh, alone=alone)
+        return lambda command: start(self._node, command, ssh=self._ssh, alone=alone, more=self._more)

@@ -39,10 +39,12 @@ LANE_OPTIONS = (
 ALONE = ("-o", "ControlPath=none")
 
 
-def start(node: Node, command: str, *, ssh: str = "ssh", alone: bool = False) -> OpenSSHChannel:
+def start(
+    node: Node, command: str, *, ssh: str = "ssh", alone: bool = False, more: tuple[str, ...] = ()
+) -> OpenSSHChannel:
     """Start `ssh` on a command; unless `alone`, over a master connection where the user keeps one."""
     host = destination(node)
-    options = (*LANE_OPTIONS, *(ALONE if alone else ()), *argv_options(node))
+    options = (*LANE_OPTIONS, *(ALONE if alone else ()), *more, *argv_options(node))
     return OpenSSHChannel((ssh, *options, "--", host, command), node=node, host=host)
 
 
