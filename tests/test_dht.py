@@ -128,7 +128,7 @@ def dht_node(tmp_path: Path) -> Iterator[int]:
 def test_a_real_node_answers(dht_node: int) -> None:
     async def until_it_is_up() -> str:
         async with asyncio.timeout(10):
-            while (state := await ping("127.0.0.1", dht_node, 1.0)) == "refused":  # noqa: ASYNC110  it says nothing
+            while (state := await ping("127.0.0.1", dht_node, 1.0)) == "refused":
                 await asyncio.sleep(0.05)
         return state
 

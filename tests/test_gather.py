@@ -94,7 +94,7 @@ class MemoryLane:
         )
         return done.stdout.decode("utf-8", "surrogateescape")
 
-    async def _reach(self, _body: Body, host: str, port: int, timeout: float) -> Reply:  # noqa: ASYNC109
+    async def _reach(self, _body: Body, host: str, port: int, timeout: float) -> Reply:
         if self.reach is not None:
             return Reply({"state": await self.reach(host, port, timeout)})
         try:
@@ -327,7 +327,7 @@ def test_reach_is_answered_without_grace() -> None:
 
 
 def test_behind_nat_the_first_byte_waits_for_a_moment_only() -> None:
-    async def swallowed(_host: str, _port: int, timeout: float) -> str:  # noqa: ASYNC109
+    async def swallowed(_host: str, _port: int, timeout: float) -> str:
         await asyncio.sleep(timeout)
         return "filtered"
 

@@ -13,8 +13,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-from rrmove.errors import Fatal, IntegrityError, Transient, UsageError
-from rrmove.manifest import BLOCK, Manifest, Range, digest_of, merged, total
+from rrmove.errors import Fatal, IntegrityError, UsageError
+from rrmove.manifest import BLOCK, Manifest, Range, digest_of, merged
 from rrmove.retry import ask, persistently
 from rrmove.ssh.failures import StaleError
 
@@ -132,6 +132,11 @@ class PartFile:
         everything = range(self._manifest.count)
         return not await self._wrong_chunks(self.place.target, everything)
 
+    async def overtaken(self) -> bool:
+        """Tell whether somebody else has put this very content there, and our part file is gone with it."""
+        self.place = await locate(self._session, self._request, self._manifest)
+        return self.place.part_size is None and await self.arrived()
+
     async def open(self) -> None:
         """Make the part file ready: directories, free space, full size. A repeat loses nothing.
 
@@ -155,6 +160,8 @@ class PartFile:
 
     def _is_open(self, opened: Mapping[str, object]) -> None:
         self._opened = True
+        if opened.get("fresh"):
+            self._is_now(None)
         self._is_now(cast("str | None", opened["ino"]))
         # A part file that was made just now is one hole; only if the source has holes is that news.
         self.fresh = bool(opened.get("fresh")) and _need(self._manifest) == self._manifest.size
@@ -181,6 +188,11 @@ class PartFile:
         for index in wrong:
             await self._blame(index)
         return tuple(wrong)
+
+    async def held(self) -> int:
+        """Ask how many bytes of the part file take room on the node's disk."""
+        fields = await ask(self._session, "hash", path=self.part, spans=[])
+        return cast("int", fields["held"]) if fields.get("size") is not None else 0
 
     async def trim(self, size: int) -> None:
         """Cut the part file to `size` bytes; what was verified beyond is forgotten."""
@@ -223,6 +235,10 @@ class PartFile:
                 self._is_now(None)
                 raise
         return place.target
+
+    async def sweep(self) -> None:
+        """Remove parts in the target's directory that nobody has touched for a week."""
+        await ask(self._session, "sweep", directories=[self.place.directory], older_than=OLD, depth=0)
 
     async def quarantine(self) -> str:
         """Put the part file aside under another name, so that nobody continues it."""
@@ -300,6 +316,3 @@ class PartFile:
             node=self._request.node.name,
             remedy="Run the same command again when nobody writes to the file",
         )
-
-
-__all__ = ["OLD", "PartFile", "Place", "Transient", "locate", "part_id", "total"]

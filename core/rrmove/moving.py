@@ -7,7 +7,7 @@ import random
 import time
 import traceback
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
 from rrmove.errors import (
@@ -35,13 +35,13 @@ from rrmove.knowledge import Life
 from rrmove.landing import PartFile, locate
 from rrmove.model import Attempt, FailureKind, GiveUp, Node, Options, Outcome, Plan, Request, Source, Succeed, Try
 from rrmove.plan import make_plan, require_route
-from rrmove.policy import blames_integrity, next_action
+from rrmove.policy import next_action
 from rrmove.probe import Facts
 from rrmove.setting import Setting
 from rrmove.transport import Job
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from pathlib import Path
 
     from rrmove.inventory import Inventory
@@ -109,7 +109,7 @@ async def move(  # noqa: PLR0913  the options of a move, by name
             broken = RRMoveError(f"{error.strerror or error}", node=run.request.node.name)
             raise run.failed(broken) from error
         finally:
-            await run.stop_looking()
+            await run.tidy()
 
 
 def move_sync(  # noqa: PLR0913  as above
@@ -142,7 +142,7 @@ def move_sync(  # noqa: PLR0913  as above
     )
 
 
-async def watch(source: str | Path | Source, target: str | Node, **options: object) -> AsyncIterator[Event]:
+async def watch(source: str | Path | Source, target: str | Node, **options: object) -> AsyncGenerator[Event]:
     """Move a file and give the events as they come; the last is Finished. Takes what `move()` takes.
 
     Raises what `move()` raises, after the last event. Leaving the loop early cancels the move.
@@ -179,7 +179,7 @@ async def preview(  # noqa: PLR0913  as above
         try:
             await run.look(only_look=True)
         finally:
-            await run.stop_looking()
+            await run.tidy()
         if not await run.landing.arrived() and run.landing.place.part_size is not None:
             await run.landing.survey()
         run.rank()
@@ -197,7 +197,7 @@ class _Run:
     started: float
     manifest: Manifest = field(init=False)
     facts: Facts = field(default_factory=Facts)
-    looking: asyncio.Task[Facts] | None = None
+    aside: list[asyncio.Task[Any]] = field(default_factory=list)
     landing: PartFile = field(init=False)
     knowledge: Knowledge = field(init=False)
     plan: Plan = field(default_factory=lambda: Plan(()))
@@ -227,8 +227,13 @@ class _Run:
             self.destination, self.digest = self.landing.place.target, self._digest()
             return
         self.rank()
+        if not self.plan.steps and self.setting.remembered:
+            # What was known may be out of date: a refusal has to rest on what is so now.
+            self.facts = await self.setting.facts(fresh=True)
+            self.rank()
         require_route(self.plan, self.request.node)
         await self.landing.open()
+        self.aside.append(asyncio.create_task(self.landing.sweep()))
         missing: Sequence[Range] = await self.landing.survey()
         self.reused = self.manifest.size - manifests.total(missing)
         self.setting.emit(Progressed(self.request.node.name, self.reused, self.manifest.size))
@@ -244,6 +249,8 @@ class _Run:
                 case Try(step, after, why):
                     await self._wait(after, why)
                     missing = await self._attempt(step.transport, missing)
+                    if self.digest is not None:
+                        return
                 case Succeed():
                     missing = await self._land()
                     if not missing:
@@ -257,15 +264,16 @@ class _Run:
         A small file does not wait for the facts: what is unknown refuses nothing, and it is there
         before they would have changed anything.
         """
-        self.looking = asyncio.create_task(self.setting.facts(fresh=only_look))
+        looking = asyncio.create_task(self.setting.facts(fresh=only_look))
+        self.aside.append(looking)
         checking = asyncio.to_thread(self._check_expected)
         self.manifest, _ = await asyncio.gather(asyncio.to_thread(self.setting.manifest), checking)
         options = self.request.options
         freely = not (only_look or options.only or options.without)
         place = await locate(self.session, self.request, self.manifest, opening=freely)
         self.landing = PartFile(self.session, self.request, self.manifest, place)
-        if not freely or self.manifest.size > SMALL or self.looking.done():
-            self.facts = await self.looking
+        if not freely or self.manifest.size > SMALL or looking.done():
+            self.facts = await looking
         self.knowledge = self.setting.knowledge()
 
     def rank(self) -> None:
@@ -307,7 +315,10 @@ class _Run:
         lives = tally.lives
         self.lives += lives
         try:
-            if error is not None or self.landing.missing or self.landing.foreign:
+            if error is not None and await self.landing.overtaken():
+                self.destination, self.digest = self.landing.place.target, self._digest()
+                error, missing = None, ()
+            elif error is not None or self.landing.missing or self.landing.foreign:
                 await self.landing.open()
                 missing = await self.landing.survey()
             else:
@@ -370,7 +381,7 @@ class _Run:
     async def _give_up(self, reason: str) -> None:
         """Raise what ended the move; bytes that are wrong again and again are put aside first."""
         node, last = self.request.node.name, self.last_error
-        if isinstance(last, IntegrityError) or blames_integrity(self.attempts):
+        if any(attempt.failure == "integrity" for attempt in self.attempts):
             aside = await self.landing.quarantine()
             raise IntegrityError(
                 reason, node=node, remedy=f"The part file was put aside as {aside!r} on the node; nothing was committed"
@@ -385,11 +396,11 @@ class _Run:
 
     # Words and ends
 
-    async def stop_looking(self) -> None:
-        """Let go of the facts that nobody waited for."""
-        if self.looking is not None:
-            self.looking.cancel()
-            await asyncio.gather(self.looking, return_exceptions=True)
+    async def tidy(self) -> None:
+        """Let go of what runs beside the move and nobody waited for."""
+        for task in self.aside:
+            task.cancel()
+        await asyncio.gather(*self.aside, return_exceptions=True)
 
     def _check_expected(self) -> None:
         expected = self.request.options.sha256

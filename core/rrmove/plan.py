@@ -80,7 +80,7 @@ def require_route(plan: Plan, node: Node) -> Plan:
         refusals=plan.refusals,
         node=node.name,
         tried=", ".join(refusal.transport for refusal in plan.refusals) or None,
-        remedy=f"`rrmove plan` says why each was refused, `rrmove doctor {node.name}` what to mend",
+        remedy=f"`rrmove plan` says why each was refused, `rrmove probe {node.name}` what to mend",
     )
 
 

@@ -96,6 +96,7 @@ class Setting:
     experience: Experience
     limiter: TokenBucket
     on_event: Callable[[Event], None] | None
+    remembered: bool = False  # whether the facts are from an earlier move
 
     @classmethod
     @asynccontextmanager
@@ -131,9 +132,11 @@ class Setting:
         name = self.request.node.name
         known = None if fresh else self.experience.known_facts(name, time.time())
         if known is not None:
+            self.remembered = True
             return known
         needs = {probe.name: probe for each in self.registry.transports.values() for probe in each.needs}
         probes = {probe.name: probe for probe in ALWAYS} | needs
+        self.remembered = False
         facts = await look_at(self.session, probes.values(), grace=None, emit=self.emit)
         self.experience.remember_facts(name, facts)
         return facts

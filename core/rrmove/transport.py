@@ -67,6 +67,10 @@ class Landing(Protocol):
         """
         ...
 
+    async def held(self) -> int:
+        """Ask how many bytes of the part file take room on the node's disk; for progress, not proof."""
+        ...
+
     async def trim(self, size: int) -> None:
         """Cut the part file to `size` bytes; for transports that append."""
         ...

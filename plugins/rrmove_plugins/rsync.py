@@ -9,16 +9,19 @@ import re
 import shlex
 import shutil
 import signal
-import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rrmove import API_VERSION, TOOLS, Capabilities, Fatal, Job, Range, Transient, TransportError, Unusable
+from rrmove import API_VERSION, TOOLS, Capabilities, Fatal, Job, Transient, TransportError, Unusable
 
 if TYPE_CHECKING:
     from rrmove import Facts, Probe, Request
 
 STALL = 20  # s without a byte before the connection counts as dead, as `rsync --timeout` understands it
 GRACE = 3.0  # s that rsync gets to end by itself before it is killed
+
+# rsync and the ssh it starts must not outlive us, even when we are killed without a word: then our end
+# of the pipe closes, and the shell that waits there ends its whole process group.
+GUARD = 'exec 3<&0; "$@" </dev/null 3<&- & child=$!; { cat <&3 >/dev/null; kill -TERM 0; } >&- 2>&- & wait "$child"'
 
 # What rsync's exit status means to us; the texts are in rsync(1), EXIT VALUES.
 _MEANING: dict[int, type[TransportError]] = {
@@ -35,8 +38,7 @@ _MEANING: dict[int, type[TransportError]] = {
     126: Unusable,
     127: Unusable,
 }
-# Sender's counters from --info=progress2: bytes, percent, rate ... "  1,234,567  12%  1.23MB/s ..."
-_PROGRESS = re.compile(r"^\s*([\d,]+)\s+(\d+)%")
+_FATAL = ("No space left", "Disk quota", "Permission denied (publickey")
 _SENT = re.compile(r"^Total bytes sent: ([\d,]+)", re.MULTILINE)
 
 
@@ -80,9 +82,8 @@ class Rsync:
             "--protect-args",
             "--no-implied-dirs",
             f"--timeout={STALL}",
-            "--info=progress2,stats2",
+            "--info=stats2",
             "--no-human-readable",
-            "--outbuf=L",
             "--rsh",
             shlex.join(ssh),
         ]
@@ -93,7 +94,7 @@ class Rsync:
         part = os.fsencode(job.landing.part)
         where = job.session.ssh_destination()
         host = f"[{where}]" if ":" in where else where
-        await self._run(job, [*map(os.fsencode, argv), b"--", source, host.encode() + b":" + part], start or 0)
+        await self._run(job, [*map(os.fsencode, argv), b"--", source, host.encode() + b":" + part])
 
     async def _append_from(self, job: Job) -> int | None:
         """Where only the tail is missing, cut the part there and say where; None where it has holes."""
@@ -105,60 +106,55 @@ class Rsync:
         await job.landing.trim(first.start)
         return first.start
 
-    async def _run(self, job: Job, argv: list[bytes], start: int) -> None:
+    async def _run(self, job: Job, argv: list[bytes]) -> None:
         process = await asyncio.create_subprocess_exec(
+            *map(str.encode, ("sh", "-c", GUARD, "sh")),
             *argv,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
             start_new_session=True,
         )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        watching = asyncio.create_task(_watch(job))
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._watch(job, process, start))
-                words = group.create_task(_last_words(process))
+            said, words = await asyncio.gather(process.stdout.read(), process.stderr.read())
             status = await process.wait()
         finally:
+            watching.cancel()
             await _end(process)
+            await asyncio.gather(watching, return_exceptions=True)
+        total = _SENT.search(said.decode("utf-8", "replace"))
+        if total is not None:
+            job.sent(int(total[1].replace(",", "")))
         if status:
-            said = words.result()
-            kind = _MEANING.get(status, Transient)
-            if "No space left" in said or "Disk quota" in said or "Permission denied (publickey" in said:
-                kind = Fatal
-            elif "command not found" in said or ("not found" in said and status in (12, 127)):
-                kind = Unusable
-            raise kind(f"rsync ended with status {status}: {said}", node=job.request.node.name, tried="rsync over ssh")
-
-    async def _watch(self, job: Job, process: asyncio.subprocess.Process, start: int) -> None:
-        """Turn rsync's progress into ours. What it prints is what it has sent, not yet what is durable."""
-        assert process.stdout is not None
-        told, heard = 0, b""
-        missing = sum(item.length for item in job.missing)
-        begun = time.monotonic()
-        while data := await process.stdout.read(4096):
-            heard += data
-            *lines, heard = re.split(rb"[\r\n]", heard)
-            for line in lines:
-                text = line.decode("utf-8", "replace")
-                found = _PROGRESS.match(text)
-                if found:
-                    share = int(found[1].replace(",", "")) - (start or job.manifest.size - missing)
-                    count = max(0, min(share, missing) - told)
-                    # The last stretch may still be in pipes and sockets: say it when rsync has ended well.
-                    if count and time.monotonic() - begun > 0:
-                        told += count
-                        job.progress(count)
-                sent = _SENT.match(text)
-                if sent:
-                    job.sent(int(sent[1].replace(",", "")))
+            raise _failure(job, status, words.decode("utf-8", "replace"))
 
 
-async def _last_words(process: asyncio.subprocess.Process) -> str:
-    assert process.stderr is not None
-    words = (await process.stderr.read()).decode("utf-8", "replace")
+def _failure(job: Job, status: int, words: str) -> TransportError:
+    """Say what rsync's end means, by its status and by what it said."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
-    return "; ".join(lines[-4:])[-400:]
+    said = "; ".join(lines[-4:])[-400:]
+    kind = _MEANING.get(status, Transient)
+    if any(word in words for word in _FATAL):
+        kind = Fatal
+    elif "command not found" in words or ("not found" in words and status in {12, 127}):
+        kind = Unusable
+    return kind(f"rsync ended with status {status}: {said}", node=job.request.node.name, tried="rsync over ssh")
+
+
+async def _watch(job: Job) -> None:
+    """Report what the node has on its disk, once a second; what rsync prints is only what it has sent."""
+    with contextlib.suppress(TransportError):
+        before = told = await job.landing.held()
+        while True:
+            await asyncio.sleep(1.0)
+            held = await job.landing.held()
+            if held > told:
+                job.progress(min(held, before + sum(item.length for item in job.missing)) - told)
+                told = held
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -171,6 +167,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
                 await asyncio.wait_for(process.wait(), GRACE)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-__all__ = ["Range", "Rsync"]

@@ -77,9 +77,7 @@ _: type[Session] = LocalSession  # it is what it says, or mypy objects
 
 
 def request_for(path: Path, destination: str = "", *, node: Node | None = None) -> Request:
-    return Request(
-        source=Source.of(path), node=node or Node(name="local"), destination=destination, options=Options()
-    )
+    return Request(source=Source.of(path), node=node or Node(name="local"), destination=destination, options=Options())
 
 
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -350,7 +350,7 @@ ERRORS: dict[str, tuple[str, Wrong]] = {
         "ENOSPC",
         lambda home: (
             "open",
-            {"part": f"{home}/.rrmove-part", "journal": f"{home}/.rrmove-journal", "note": {}, "size": 1, "need": 9**19},
+            {"part": f"{home}/.rrmove-part", "journal": f"{home}/.j", "note": {}, "size": 1, "need": 1 << 60},
         ),
     ),
 }

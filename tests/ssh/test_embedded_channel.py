@@ -195,9 +195,7 @@ def other_key(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("reader")
-def test_a_wrong_key_is_fatal(
-    server: EmbeddedNode, other_key: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wrong_key_is_fatal(server: EmbeddedNode, other_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     right = server.identity.read_bytes()
     server.identity.write_bytes(other_key.read_bytes())

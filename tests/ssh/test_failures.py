@@ -41,8 +41,10 @@ ubuntu@203.0.113.9: Permission denied (publickey).
 LOGINS: list[tuple[str, type[RRMoveError], str, str]] = [
     (CHANGED, Fatal, "not the one that is known", "ssh-keygen -R HOST"),
     (
-        ("No ED25519 host key is known for [203.0.113.9]:22022 and you have requested strict checking.\n"
-        "Host key verification failed.\n"),
+        (
+            "No ED25519 host key is known for [203.0.113.9]:22022 and you have requested strict checking.\n"
+            "Host key verification failed.\n"
+        ),
         Fatal,
         "host key is unknown",
         "known_hosts",
@@ -51,8 +53,10 @@ LOGINS: list[tuple[str, type[RRMoveError], str, str]] = [
     ("ubuntu@203.0.113.9: Permission denied (publickey).", Fatal, "authentication was refused", "ssh -v HOST"),
     ("u@h: Permission denied (publickey,password,keyboard-interactive).", Fatal, "authentication", "authorized_keys"),
     (
-        ("Received disconnect from 203.0.113.9 port 22:2: Too many authentication failures\n"
-        "Disconnected from 203.0.113.9 port 22\n"),
+        (
+            "Received disconnect from 203.0.113.9 port 22:2: Too many authentication failures\n"
+            "Disconnected from 203.0.113.9 port 22\n"
+        ),
         Fatal,
         "authentication was refused",
         "keys",
@@ -104,8 +108,10 @@ LOGINS: list[tuple[str, type[RRMoveError], str, str]] = [
         "ssh_config",
     ),
     (
-        ("/home/u/.ssh/config: line 3: Bad configuration option: nonsense\n"
-        "/home/u/.ssh/config: terminating, 1 bad configuration options\n"),
+        (
+            "/home/u/.ssh/config: line 3: Bad configuration option: nonsense\n"
+            "/home/u/.ssh/config: terminating, 1 bad configuration options\n"
+        ),
         Fatal,
         "refuses its configuration",
         "ssh -G HOST",

@@ -113,9 +113,7 @@ async def test_three_hundred_calls_at_once_get_their_own_answers(session: LocalS
 
 @pytest.mark.parametrize("length", [0, 1, 64 * KIB - 1, 64 * KIB, 64 * KIB + 1, 3 * MIB + 5])
 @pytest.mark.parametrize("offset", [0, 12_345])
-async def test_a_file_part_is_these_very_bytes(
-    session: LocalSession, tmp_path: Path, length: int, offset: int
-) -> None:
+async def test_a_file_part_is_these_very_bytes(session: LocalSession, tmp_path: Path, length: int, offset: int) -> None:
     content = os.urandom(offset + length + 100)
     lane = await session.control()
     part = await part_of(lane, length + 10)
@@ -376,9 +374,7 @@ async def test_a_python_that_does_not_work(tmp_path: Path) -> None:
         ("", 1, Transient),
     ],
 )
-async def test_a_login_that_fails_says_why(
-    tmp_path: Path, words: str, status: int, kind: type[RRMoveError]
-) -> None:
+async def test_a_login_that_fails_says_why(tmp_path: Path, words: str, status: int, kind: type[RRMoveError]) -> None:
     async with LocalSession(tmp_path, prelude=f"echo '{words}' >&2; exit {status}; ") as session:
         lane = await session.open_lane()
         with pytest.raises(kind) as caught:

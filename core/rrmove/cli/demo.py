@@ -46,6 +46,8 @@ def run(command: DemoCommand) -> int:
         source = Path(folder) / "model.pth"
         _fill(source, command.size)
         faults = Faults(reset_after_bytes=LIFE, rate=RATE)
+        # Nothing is to be learned from a node that is gone in a moment: the state stays in the folder.
+        os.environ["XDG_STATE_HOME"] = folder
         with EmbeddedNode(faults, name="demo-node") as embedded:
             _say(f"A node is started on this machine. Its link carries {format_rate(RATE)},")
             _say(f"and every connection to it is reset after {format_size(LIFE)}, as some firewalls do.")

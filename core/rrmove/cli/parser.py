@@ -59,7 +59,7 @@ file lands in the node's `dest`, or else in its home directory.
 
     rrmove auto model.pth gpu-3
     rrmove auto model.pth gpu-3:/data/ --limit-rate 50M
-    rrmove auto model.pth gpu-3 --without rsync,scp
+    rrmove auto model.pth gpu-3 --without rsync
     rrmove auto ./v2:final.pth gpu-3     a name with a colon begins with ./
 """
 

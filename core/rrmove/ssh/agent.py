@@ -107,7 +107,7 @@ class Disk:
             del self.open_files[path]
         if seen is None:
             return None
-        fd = os.open(raw(path), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(raw(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         now = os.fstat(fd)
         self.open_files[path] = (fd, (now.st_dev, now.st_ino))
         return fd
@@ -431,13 +431,24 @@ def locate(agent, destination, name, key, size=None, need=0, note=None):
     return found
 
 
-def identity(seen):
-    return "%d:%d" % (seen.st_dev, seen.st_ino)
+def identity(seen, path):
+    """Tell one part file from the next of the same name, even where that got the same inode again.
+
+    The journal has a random number in it, and is written anew with every new part file.
+    """
+    mark = ""
+    if path.endswith(PART):
+        try:
+            with open(raw(path[: -len(PART)] + JOURNAL), "rb") as journal:
+                mark = hashlib.sha256(journal.read()).hexdigest()[:16]
+        except FileNotFoundError:
+            mark = "-"
+    return "%d:%d:%s" % (seen.st_dev, seen.st_ino, mark)
 
 
 def open_part(agent, part, journal, note, size, need):
     os.makedirs(os.path.dirname(raw(part)), exist_ok=True)
-    fd = os.open(raw(part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(raw(part), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         seen = os.fstat(fd)
         space = os.statvfs(raw(part))
@@ -446,18 +457,18 @@ def open_part(agent, part, journal, note, size, need):
             if not seen.st_size:
                 os.unlink(raw(part))
             raise Refused("ENOSPC", "No space left on device", need=need, free=free)
+        fresh = not seen.st_size
+        if fresh or not os.path.exists(raw(journal)):
+            # A name of our own for the draft: another sender of the same content may write one too.
+            draft = raw(journal) + b"." + os.urandom(4).hex().encode("ascii") + b"~"
+            with open(draft, "wb") as out:
+                out.write(json.dumps(dict(note, nonce=os.urandom(8).hex())).encode("ascii"))
+            os.rename(draft, raw(journal))
         if seen.st_size != size:
             os.ftruncate(fd, size)
-        fresh = raw(journal) + b"~"
-        with open(fresh, "wb") as out:
-            out.write(json.dumps(note).encode("ascii"))
-        try:
-            os.rename(fresh, raw(journal))
-        except FileNotFoundError:
-            pass  # another sender of the same content was quicker, with the same words
+        return {"ino": identity(seen, part), "held": seen.st_blocks * 512, "fresh": fresh}
     finally:
         os.close(fd)
-    return {"ino": identity(seen), "held": seen.st_blocks * 512, "fresh": not seen.st_size}
 
 
 def digests(agent, path, spans):
@@ -475,7 +486,7 @@ def digests(agent, path, spans):
         found = [agent.disk.digest(fd, at, length, seen.st_size, agent.hashing) for at, length in spans]
     finally:
         os.close(fd)
-    return {"ino": identity(seen), "size": seen.st_size, "digests": found}
+    return {"ino": identity(seen, path), "size": seen.st_size, "held": seen.st_blocks * 512, "digests": found}
 
 
 def get(agent, path, at, length):
@@ -541,7 +552,7 @@ def commit(agent, part, journal, target, size, ino, mode, mtime_ns, check):
         raise Refused("ENOENT", "the part file is gone")
     try:
         seen = os.fstat(fd)
-        if identity(seen) != ino or seen.st_size != size:
+        if identity(seen, part) != ino or seen.st_size != size:
             raise Refused("ESTALE", "the part file is another one than was verified")
         wrong = [
             at for at, length, expected in check if agent.disk.digest(fd, at, length, size, agent.hashing) != expected
@@ -583,20 +594,27 @@ def quarantine(agent, part, journal):
     return {"path": bad}
 
 
+def leftovers(names):
+    """The names that are ours: parts first, since a journal stays as long as its part."""
+    ours = [name for name in names if name.startswith(b".")]
+    parts = [name for name in ours if name.endswith((raw(PART), raw(BAD)))]
+    drafts = [name for name in ours if raw(JOURNAL) in name and name.endswith(b"~")]
+    return parts + drafts + [name for name in ours if name.endswith(raw(JOURNAL))]
+
+
 def sweep(agent, directories, older_than, depth):
-    removed, kept, now, ends = [], [], time.time(), (raw(PART), raw(JOURNAL), raw(JOURNAL) + b"~", raw(BAD))
+    removed, kept, now = [], [], time.time()
     for start in directories:
         top = os.path.join(home(), os.path.expanduser(raw(start)))
         for folder, below, names in os.walk(top):
             if folder[len(top) :].count(b"/") >= depth:
                 del below[:]
-            for name in names:
+            for name in leftovers(names):
                 path = os.path.join(folder, name)
-                if not (name.startswith(b".") and name.endswith(ends)):
-                    continue
                 try:
-                    seen = os.stat(path)
-                    if now - seen.st_mtime < older_than:
+                    if now - os.stat(path).st_mtime < older_than:
+                        continue
+                    if name.endswith(raw(JOURNAL)) and os.path.exists(path[: -len(JOURNAL)] + raw(PART)):
                         continue
                     if next(holders(path), None):
                         kept.append(text(path))

@@ -49,7 +49,7 @@ class CallLane(abc.ABC):
     def __init__(self, open_channel: Open, node: Node, *, lost: Callable[[RRMoveError], None] | None = None) -> None:
         self._node, self._open_channel, self._lost = node, open_channel, lost
         self._loop = asyncio.get_running_loop()
-        self._begun = self._heard = time.monotonic()
+        self._begun = self._heard = self._asked = time.monotonic()
         self._carried = 0
         self._error: RRMoveError | None = None
         self._numbers = itertools.count(1)
@@ -114,6 +114,8 @@ class CallLane(abc.ABC):
         number = next(self._numbers)
         future: asyncio.Future[Reply] = self._loop.create_future()
         head = encode(number)
+        if not self._open_calls:
+            self._asked = time.monotonic()
         self._open_calls[number] = (future, op, path)
         self._outbox.put((head, body))
         try:
@@ -146,8 +148,11 @@ class CallLane(abc.ABC):
         if not self._up.done():
             if self.age > LOGIN_PATIENCE:
                 self._die(NoLogin(f"no login within {LOGIN_PATIENCE:.0f} s", node=self._node.name))
-        elif self._open_calls and self.quiet > PATIENCE:
-            self._die(Transient(f"the connection fell silent for {self.quiet:.0f} s", node=self._node.name))
+        elif self._open_calls:
+            # An agent that is owed nothing says nothing: silence counts from when it was asked.
+            silent = time.monotonic() - max(self._heard, self._asked)
+            if silent > PATIENCE:
+                self._die(Transient(f"the connection fell silent for {silent:.0f} s", node=self._node.name))
 
     def _is_up(self) -> None:
         if not self._up.done():
@@ -224,11 +229,19 @@ class CallLane(abc.ABC):
                 self._heard = time.monotonic()
                 if answer.number:
                     self._tell(self._settle, answer)
-            self._tell(self._die, channel.cause())
         except RRMoveError as error:
             self._tell(self._die, error)
-        except (EOFError, OSError, ValueError):  # cut in the middle of an answer, or killed by us
-            self._tell(self._die, channel.cause())
+            return
+        except (EOFError, OSError, ValueError):
+            pass  # cut in the middle of an answer, or killed by us
+        self._tell(self._die, self._loss(channel))
+
+    def _loss(self, channel: Channel) -> RRMoveError:
+        """Say how the connection ended. One that was up is lost, whatever its last words remind of."""
+        cause = channel.cause()
+        if self._up.done() and (isinstance(cause, NoLogin) or not isinstance(cause, Transient)):
+            return Transient("the connection was lost", node=self._node.name, tried=cause.tried)
+        return cause
 
     def _take(self, channel: Channel, length: int) -> bytes:
         """Read a body; each piece counts as heard. Raises EOFError where the stream ends in it."""

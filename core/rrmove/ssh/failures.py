@@ -32,7 +32,7 @@ _WORDS: tuple[tuple[str, type[RRMoveError], str, str], ...] = (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for \S+ has changed",
         Fatal,
         "the host key is not the one that is known: the node was rebuilt, or somebody is in between",
-        "If you know that it was rebuilt, run `ssh-keygen -R {host}` and log in once with `ssh {host}`",
+        "If you know that it was rebuilt, run `{mend}` and log in once with `ssh {host}`",
     ),
     (
         r"Host key verification failed|host key is known for .* strict checking|No \S+ host key is known",
@@ -101,6 +101,8 @@ _WORDS: tuple[tuple[str, type[RRMoveError], str, str], ...] = (
     ),
 )
 
+# ssh knows under which name the key is filed, and in which file.
+_REMOVE = re.compile(r"remove with:\s*(ssh-keygen [^\r\n]+)")
 _LINK = re.compile(r"Connection reset|Broken pipe|Connection closed|closed by remote|send disconnect", re.IGNORECASE)
 
 
@@ -109,11 +111,15 @@ def explain_login(words: str, status: int | None, *, node: str, host: str) -> RR
 
     A lost connection is Transient; NoLogin, which is Transient too, is one that never came about.
     """
-    said = " ".join(line.strip() for line in words.splitlines() if line.strip())[-500:]
+    lines = [line.strip() for line in words.splitlines() if line.strip()]
+    said = " ".join(lines)[-500:]
     for pattern, kind, what, remedy in _WORDS:
         if re.search(pattern, words):
-            tried = f"ssh {host}: {said}" if said else f"ssh {host}"
-            return kind(what, node=node, tried=tried, remedy=remedy.format(host=host, node=node))
+            telling = next((line for line in lines if re.search(pattern, line)), said)
+            remove = _REMOVE.search(words)
+            mend = remove[1].strip() if remove else f"ssh-keygen -R {host}"
+            advice = remedy.format(host=host, node=node, mend=mend)
+            return kind(what, node=node, tried=f"ssh {host}: {telling.strip('@ ')}", remedy=advice)
     if _LINK.search(words):
         return Transient("the connection was lost", node=node, tried=said)
     ended = "" if status is None else f" with status {status}"

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 import time
 from dataclasses import dataclass
@@ -217,10 +218,13 @@ class FloorLane(CallLane):
             if not seen.size:
                 await ask("remove", part)
             raise ask.refused("ENOSPC", "No space left on device", need=need, free=free)
+        ino = seen.ino
+        if not seen.size or ino.endswith("-"):
+            await ask("note", journal, json.dumps({**(note or {}), "nonce": secrets.token_hex(8)}))
+            ino = Seen.of(_said(await ask("look", part))[0]).ino
         if seen.size != size:
             await ask("cut", part, Plain(size))
-        await ask("note", journal, json.dumps(note))
-        return Reply({"ino": seen.ino, "held": seen.held, "fresh": not seen.size})
+        return Reply({"ino": ino, "held": seen.held, "fresh": not seen.size})
 
     async def _put(self, ask: _Ask, part: str, at: int, body: Body) -> Reply:
         await ask("put", part, Plain(at), body=body)
@@ -244,7 +248,14 @@ class FloorLane(CallLane):
             if digest != "-" and not _SHA256.fullmatch(digest):
                 raise ask.refused("EIO", digest)
         seen = Seen.of(line)
-        return Reply({"ino": seen.ino, "size": seen.size, "digests": [None if d == "-" else d for d in digests]})
+        return Reply(
+            {
+                "ino": seen.ino,
+                "size": seen.size,
+                "held": seen.held,
+                "digests": [None if d == "-" else d for d in digests],
+            }
+        )
 
     async def _read_back(self, ask: _Ask, path: str, spans: Sequence[Sequence[int]]) -> Reply:
         """Hash on our side what the node sends back: right, but every byte crosses the link again."""
@@ -259,7 +270,7 @@ class FloorLane(CallLane):
                 sha.update(piece)
                 at += len(piece)
             digests.append(sha.hexdigest() if at == start + length <= seen.size else None)
-        return Reply({"ino": seen.ino, "size": seen.size, "digests": digests})
+        return Reply({"ino": seen.ino, "size": seen.size, "held": seen.held, "digests": digests})
 
     async def _get(self, ask: _Ask, path: str, at: int, length: int) -> Reply:
         return Reply(body=(await ask("get", path, Plain(at), Plain(min(length, 8 << 20)))).body)
@@ -315,7 +326,11 @@ class FloorLane(CallLane):
         kept: list[str] = []
         now = int(_said(await ask("now"))[0])
         for start in directories:
-            for path in _said(await ask("find", start, Plain(depth + 1))):
+            found = _said(await ask("find", start, Plain(depth + 1)))
+            for path in sorted(found, key=lambda path: path.endswith(JOURNAL)):  # a journal stays with its part
+                part = path.removesuffix(JOURNAL) + PART
+                if part != path and part in found and part not in removed:
+                    continue
                 seen = await self._seen(ask, path)
                 if seen is None or seen.mtime_ns is None or now - seen.mtime_ns / 1e9 < older_than:
                     continue

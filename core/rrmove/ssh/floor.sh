@@ -80,9 +80,15 @@ plain() {
   plain=${plain%.}
 }
 # One line about a file, or the tool's complaint and its status.
+# A part's first word has its journal's checksum too, which differs even where an inode comes again.
 see() {
-  if [ "$stats" ]; then seen=$(stat -L -c '%d:%i %s %b %B %f %.9Y' "$1" 2>&1)
-  else seen=$(ls -Lldni "$1" 2>&1); fi
+  look=$1
+  if [ "$stats" ]; then by=: seen=$(stat -L -c '%d:%i %s %b %B %f %.9Y' "$1" 2>&1)
+  else by=. seen=$(ls -Lldni "$1" 2>&1); fi || return
+  case $look in *.rrmove-part) ;; *) return 0 ;; esac
+  mark=$(cksum <"${look%part}journal") 2>/dev/null || mark=-
+  while [ "${seen# }" != "$seen" ]; do seen=${seen# }; done
+  seen="${seen%% *}$by${mark%% *} ${seen#* }"
 }
 identity() {
   case $stats in
@@ -357,7 +363,7 @@ op_find() {
     *) path=$HOME/$path ;;
   esac
   find "$path" -maxdepth "$2" -type f -name '.*' \
-    \( -name '*.rrmove-part' -o -name '*.rrmove-journal' -o -name '*.rrmove-journal~' -o -name '*.rrmove-bad' \) \
+    \( -name '*.rrmove-part' -o -name '*.rrmove-journal' -o -name '*.rrmove-journal*~' -o -name '*.rrmove-bad' \) \
     -exec printf "$id"'\0+\0001\0000\0%s\0' {} \; 2>/dev/null
   tell
 }

@@ -246,6 +246,7 @@ class Crew:
             await lane.ready()
             self._came_up(member)
             while not board.done and not member.over and lane.alive:
+                self._check(member)  # chunks whose check went down with a lane, too
                 if not self._active(member):
                     await self.pulse.wait()
                     continue
@@ -337,6 +338,7 @@ class Crew:
         except TransportError as error:
             self.board.unchecked(index)
             self._lost(member, error)
+            self.pulse.fire()
             return
         finally:
             member.checks -= 1

@@ -77,7 +77,7 @@ class Pace:
 
     def frame(self, lanes: int = 1) -> int:
         """How large the next frame of one of so many lanes should be, a power of two in bytes."""
-        wanted, size = min(self.rate * FRAME_SECONDS / lanes, MOST_FRAME), LEAST_FRAME
+        wanted, size = min(self.rate * FRAME_SECONDS / max(1, lanes), MOST_FRAME), LEAST_FRAME
         while size * 2 <= wanted:
             size *= 2
         return size
