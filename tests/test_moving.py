@@ -56,7 +56,7 @@ async def test_a_part_file_made_anew_is_never_taken_for_the_old_one(source: Path
     [
         Faults(),
         Faults(reset_after_bytes=2_000_000),
-        Faults(reset_after_seconds=(0.4, 0.9), rate=15e6),
+        Faults(reset_after_seconds=(1.0, 2.0), rate=4e6),
         Faults(silent_after_seconds=1.0, rate=8e6),
         Faults(hidden_tools=frozenset({"python3"}), reset_after_bytes=4_000_000),
         Faults(rtt=0.05, reset_after_bytes=700_000),

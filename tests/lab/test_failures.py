@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
@@ -120,7 +121,7 @@ def config(here: Lab, tmp_path: Path) -> Path:
     ("name", "words"),
     [
         ("stranger", ("host key is unknown", "ssh stranger")),
-        ("impostor", ("host key is not the one", "ssh-keygen -R")),
+        ("impostor", ("host key is not the one", "ssh-keygen -f")),
         ("refusing", ("authentication was refused", "authorized_keys")),
     ],
 )
@@ -134,7 +135,7 @@ def test_a_login_that_is_not_safe_or_not_allowed_is_refused_at_once(
 def test_the_remedy_for_a_changed_host_key_works(here: Lab, source: File, config: Path, tmp_path: Path) -> None:
     """The command that is recommended removes the key; what follows is the question about an unknown host."""
     done = auto(here, source, f"impostor:{TARGET}", "-F", str(config))
-    command = next(part for part in done.err.split("`") if part.startswith("ssh-keygen")).split()
+    command = shlex.split(next(part for part in done.err.split("`") if part.startswith("ssh-keygen")))
     here.run([*command, "-f", tmp_path / "known"] if "-f" not in command else command, check=False)
     done = auto(here, source, f"impostor:{TARGET}", "-F", str(config))
     complains(done, 1, "impostor", "host key is unknown")

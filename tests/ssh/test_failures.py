@@ -147,7 +147,15 @@ def test_login(words: str, kind: type[RRMoveError], what: str, remedy: str) -> N
     assert "\n" not in str(error)
     if kind is not Transient:  # every login that fails says what to do, and what ssh said itself
         assert error.remedy
-        assert words.strip().splitlines()[-1] in (error.tried or "")
+        said = [line.strip("@ ") for line in words.splitlines() if line.strip("@ ")]
+        assert any(line in (error.tried or "") for line in said)
+
+
+def test_the_remedy_for_a_changed_key_is_the_one_that_ssh_gives() -> None:
+    mend = 'ssh-keygen -f "/home/u/.ssh/known_hosts" -R "[203.0.113.9]:22022"'
+    words = CHANGED.replace("Host key for", f"  remove with:\n  {mend}\nHost key for")
+    error = explain_login(words, 255, node="gpu-3", host="alias")
+    assert f"`{mend}`" in (error.remedy or "")
 
 
 @pytest.mark.parametrize(
