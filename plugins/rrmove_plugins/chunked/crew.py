@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_LANES = 16  # eight and sixteen gave the same rate over 150 ms
 SHORT = 0.003  # s; with a shorter round trip one lane fills the link, and a second costs more than it brings
-PER_LANE = 0.020  # s of round trip that one more lane pays for from the start: 2 MiB / 20 ms is 100 MB/s
+PER_LANE = 0.012  # s of round trip that one more lane pays for from the start: 2 MiB / 12 ms is 175 MB/s
 LEAST_LOAD = 4 << 20  # bytes that a lane should have to carry for its login to pay
 LOGINS_AT_ONCE = 8  # sshd's MaxStartups begins to refuse at ten that are not through yet
 SILENCE = 1.2  # s without an acknowledgement, and ten round trips: a lane that others outlive is dead
