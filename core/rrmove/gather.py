@@ -236,6 +236,10 @@ async def _feel(view: _View, lane: Lane, asking: asyncio.Task[None]) -> None:
         reply = await lane.call("hello", EVERY_BYTE)
         view.clean = reply.fields.get("clean") is True and reply.body == EVERY_BYTE
         view.python = "".join(str(reply.fields.get("python", "")).split())
+        # A lane that saw its TCP handshake knows the round trip already, and nobody has to wait for one.
+        seen = getattr(lane, "handshake", None)
+        if seen is not None:
+            view.trips.append(seen)
         while not view.trips or (len(view.trips) < SAMPLES and not asking.done()):
             begun = now()
             await lane.call("hello")

@@ -266,6 +266,8 @@ class _Run:
         """
         looking = asyncio.create_task(self.setting.facts(fresh=only_look))
         self.aside.append(looking)
+        if not only_look:
+            self.aside.append(asyncio.create_task(self.setting.begin_lanes()))
         checking = asyncio.to_thread(self._check_expected)
         self.manifest, _ = await asyncio.gather(asyncio.to_thread(self.setting.manifest), checking)
         options = self.request.options

@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 # up to a quarter of a second to find out, so it is asked only for who needs it.
 ALWAYS: tuple[Probe[Any], ...] = (TOOLS, SYSTEM, PORTS, RTT, CLEAN)
 
+LONG = 0.03  # s of round trip from which on a login takes longer than hashing and planning hide
+PER_LANE = 0.012  # s of round trip that one more lane pays for, see the chunked transport
+LEAST_LOAD = 8 << 20  # bytes that a lane should have to carry
+AHEAD = 7  # connections; with the first they are fewer than sshd's MaxStartups refuses
+
 
 def node_of(target: str | Node, inventory: Inventory | None) -> tuple[Node, str]:
     """Find the one node that a target means, and the destination there. Raises UsageError."""
@@ -140,6 +145,24 @@ class Setting:
         facts = await look_at(self.session, probes.values(), grace=None, emit=self.emit)
         self.experience.remember_facts(name, facts)
         return facts
+
+    async def begin_lanes(self) -> None:
+        """Begin connections ahead where the way is long and the file large: logins take 12 round trips.
+
+        Nothing is decided by that; a transport that uses one connection leaves them alone.
+        """
+        options, size = self.request.options, self.request.source.size
+        able = {
+            name
+            for name, transport in self.registry.transports.items()
+            if transport.capabilities.route == "ssh" and transport.capabilities.streams > 1
+        }
+        chosen = (able & set(options.only) if options.only else able) - set(options.without)
+        if not chosen or size < BULK:
+            return
+        rtt = self.experience.knowledge(self.request.node.name, time.time()).rtt or await self.session.handshake()
+        if rtt is not None and rtt >= LONG:
+            await self.session.begin(int(min(AHEAD, size // LEAST_LOAD, rtt / PER_LANE)))
 
     def forget_facts(self) -> None:
         """Drop what was known of the node: an attempt has contradicted it."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rrmove import Facts, Probe, Request
 
 STALL = 20  # s without a byte before the connection counts as dead, as `rsync --timeout` understands it
+LOOK = 0.3  # s between two looks at what the node has on its disk
 GRACE = 3.0  # s that rsync gets to end by itself before it is killed
 
 # rsync and the ssh it starts must not outlive us, even when we are killed without a word: then our end
@@ -146,11 +147,11 @@ def _failure(job: Job, status: int, words: str) -> TransportError:
 
 
 async def _watch(job: Job) -> None:
-    """Report what the node has on its disk, once a second; what rsync prints is only what it has sent."""
+    """Report what the node has on its disk; what rsync prints is only what it has sent."""
     with contextlib.suppress(TransportError):
         before = told = await job.landing.held()
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(LOOK)
             held = await job.landing.held()
             if held > told:
                 job.progress(min(held, before + sum(item.length for item in job.missing)) - told)

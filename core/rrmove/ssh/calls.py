@@ -79,6 +79,11 @@ class CallLane(abc.ABC):
         return time.monotonic() - self._heard
 
     @property
+    def handshake(self) -> float | None:
+        """Seconds that TCP's handshake took, one round trip; None where that is not known, or not yet."""
+        return getattr(self._channel, "rtt", None)
+
+    @property
     def alive(self) -> bool:
         """Whether calls can still be made."""
         return self._error is None

@@ -60,6 +60,7 @@ class ParamikoChannel:
 
     def __init__(self, login: _Login, channel: paramiko.Channel) -> None:
         self._login, self._channel = login, channel
+        self.rtt = login.rtt  # s of TCP's handshake; None behind a proxy
         self._ahead = bytearray()
         self._words = b""
         self._buffer = bytearray(READ_AHEAD)
@@ -138,6 +139,7 @@ class _Login:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.host = node.ssh.host or node.name
+        self.rtt: float | None = None
         self.transports: list[paramiko.Transport] = []
         self.sockets: list[socket.socket] = []
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -216,7 +218,9 @@ class _Login:
         elif settings.proxy_command is not None:
             sock = self._proxied(settings.proxy_command)
         else:
+            begun = time.monotonic()
             sock = self._connected(settings)
+            self.rtt = time.monotonic() - begun if depth == 0 else None  # else it is the jump host's
         transport = self._greeted(sock, settings)
         self._check_host_key(transport, settings)
         Authentication(transport, settings, self.fail).run()

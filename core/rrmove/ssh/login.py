@@ -41,6 +41,7 @@ class SSHSession:
     ) -> None:
         self._node, self._ssh, self.embedded, self.floor = node, ssh, embedded, False
         self._lanes: list[AnyLane] = []
+        self._ahead: list[AnyLane] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._begun, self._more = begun, more
         self.opened = 0
@@ -66,8 +67,26 @@ class SSHSession:
         alive = [lane for lane in self._lanes if lane.alive]
         return next((lane for lane in alive if lane.up), alive[0] if alive else None) or await self.open_lane()
 
+    async def handshake(self) -> float | None:
+        """Wait for the first connection's TCP handshake; gives its seconds, None where it cannot be seen."""
+        lane = await self.control()
+        while lane.handshake is None and lane.alive and not lane.up:  # noqa: ASYNC110  a thread finds it out
+            await asyncio.sleep(0.01)
+        return lane.handshake
+
+    async def begin(self, count: int) -> None:
+        """Begin so many connections ahead; `open_lane()` will give them before it begins others."""
+        self._ahead += [await self._another() for _ in range(count)]
+
     async def open_lane(self) -> AnyLane:
         """Begin one more connection and give its lane at once."""
+        while self._ahead:
+            lane = self._ahead.pop(0)
+            if lane.alive:
+                return lane
+        return await self._another()
+
+    async def _another(self) -> AnyLane:
         for lane in [lane for lane in self._lanes if not lane.alive]:
             self._lanes.remove(lane)
             closing = asyncio.create_task(lane.close())  # it may take a moment until its threads have noticed

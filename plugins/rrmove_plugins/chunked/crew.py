@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_LANES = 16  # eight and sixteen gave the same rate over 150 ms
 SHORT = 0.003  # s; with a shorter round trip one lane fills the link, and a second costs more than it brings
 PER_LANE = 0.012  # s of round trip that one more lane pays for from the start: 2 MiB / 12 ms is 175 MB/s
+WORTHWHILE = 1.05  # of the rate before, for lanes that were added to stay
 LEAST_LOAD = 4 << 20  # bytes that a lane should have to carry for its login to pay
 LOGINS_AT_ONCE = 8  # sshd's MaxStartups begins to refuse at ten that are not through yet
 SILENCE = 1.2  # s without an acknowledgement, and ten round trips: a lane that others outlive is dead
@@ -149,7 +150,7 @@ class Crew:
     def _measure(self, now: float) -> None:
         """Once in a while, see what the lanes bring, and whether one more would bring more."""
         then, gained = self.measured
-        span = max(0.5, 6 * self.rtt)
+        span = max(0.5, 6 * self.rtt) if self.trial is None else max(1.0, 8 * self.rtt)
         if now - then < span:
             return
         rate, self.measured = (self.gained - gained) / (now - then), (now, self.gained)
@@ -165,7 +166,7 @@ class Crew:
             return
         before, lanes = self.trial
         self.trial = None
-        if rate < before * (1 + 0.4 * (self.lanes - lanes) / lanes):
+        if rate < before * WORTHWHILE:
             self.lanes, self.settled = lanes, True
 
     def _due(self, member: Member) -> bool:
