@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 # up to a quarter of a second to find out, so it is asked only for who needs it.
 ALWAYS: tuple[Probe[Any], ...] = (TOOLS, SYSTEM, PORTS, RTT, CLEAN)
 
-LONG = 0.03  # s of round trip from which on a login takes longer than hashing and planning hide
+LONG = 0.06  # s of round trip from which on logins take so long that several at once are worth their processor time
 PER_LANE = 0.012  # s of round trip that one more lane pays for, see the chunked transport
 LEAST_LOAD = 8 << 20  # bytes that a lane should have to carry
 AHEAD = 7  # connections; with the first they are fewer than sshd's MaxStartups refuses

@@ -24,6 +24,7 @@ PER_LANE = 0.012  # s of round trip that one more lane pays for from the start: 
 WORTHWHILE = 1.05  # of the rate before, for lanes that were added to stay
 LEAST_LOAD = 4 << 20  # bytes that a lane should have to carry for its login to pay
 LOGINS_AT_ONCE = 8  # sshd's MaxStartups begins to refuse at ten that are not through yet
+SHARES = (0.55, 0.4, 0.25, 0.15)  # of the window, by what lanes have carried; together more than there is
 SILENCE = 1.2  # s without an acknowledgement, and ten round trips: a lane that others outlive is dead
 ALL_SILENT = 5.0  # s, when no lane moves anything: then it may be the link, which can come back
 FRUITLESS = 5  # connections in a row that die without a byte gained: the policy has to decide then
@@ -216,13 +217,21 @@ class Crew:
         self._spawn(member, self._work(member))
         return member
 
-    def _ceiling(self) -> int:
-        """What one lane may have in flight: little where connections carry little, and never all there is."""
-        lanes = max(1, len(self._working()))
-        share = 1.0 if lanes == 1 else max(1.5 / lanes, 0.4)
+    def _ceiling(self, member: Member) -> int:
+        """What one lane may have in flight: little where connections carry little, and never all there is.
+
+        The lane that has carried the most gets the most. Lanes with equal shares would all be cut at
+        the same time where a firewall counts bytes; so they are cut one after the other.
+        """
+        working = self._working()
+        lanes = max(1, len(working))
+        pool = self.pace.window(lanes)
+        share = 1.0
+        if lanes > 1:
+            rank = sum(other.given > member.given for other in working)
+            share = 1.5 / lanes if pool > lanes * LANE_WINDOW // 3 else SHARES[min(rank, len(SHARES) - 1)]
         limit = self.lives.load_limit or min((load for load in self.lives.loads if load), default=None)
-        least = 2 * self.pace.frame(lanes)
-        wide = min(LANE_WINDOW, max(least, share * self.pace.window(lanes)))
+        wide = min(LANE_WINDOW, max(2 * self.pace.frame(lanes), share * pool))
         return int(wide if limit is None else min(wide, max(LEAST_FRAME, limit / 8)))
 
     def _working(self) -> list[Member]:
@@ -268,11 +277,11 @@ class Crew:
         board, working = self.board, self._working()
         lanes = max(1, len(working))
         flying = board.in_flight(member)
-        if flying and flying >= min(self._ceiling(), member.lane.frame_limit * 4):
+        if flying and flying >= min(self._ceiling(member), member.lane.frame_limit * 4):
             return None
         if flying and sum(board.in_flight(m) for m in working) >= self.pace.window(lanes):
             return None
-        frame = min(self.pace.frame(lanes), member.lane.frame_limit, max(LEAST_FRAME, self._ceiling() // 2))
+        frame = min(self.pace.frame(lanes), member.lane.frame_limit, max(LEAST_FRAME, self._ceiling(member) // 2))
         rate = self.job.limiter.rate
         if rate is not None:
             frame = int(min(frame, max(4096, rate / 20)))
