@@ -40,7 +40,7 @@ class Work:
     profile: Profile
     wire: float | None  # seconds that the bytes alone take at the link's rate
     bar: str
-    patience: float = 90.0  # s after which a mover counts as hung
+    patience: float = 40.0  # s after which a mover counts as hung, or as too slow to wait for
     data: int | None = None  # bytes of data in a sparse file
 
 
@@ -111,7 +111,7 @@ WORKS = (
         "whole, no storm",
     ),
     Work(
-        "10 GiB sparse, 100 MiB of data, local", 10240 * MIB, Profile("sparse"), None, "<= 2 x 100 MiB", 60.0, 100 * MIB
+        "10 GiB sparse, 100 MiB of data, local", 10240 * MIB, Profile("sparse"), None, "<= 2 x 100 MiB", 15.0, 100 * MIB
     ),
     Work(
         "64 MiB, 160 Mbit/s, 40 ms", 64 * MIB, Profile("clean", rate="160mbit", rtt_ms=40), 64 * MIB / _bits(160), "-"

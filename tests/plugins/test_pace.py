@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rrmove_plugins.chunked.pace import (
+    FIRST_WINDOW,
     LANE_WINDOW,
     LEAST_FRAME,
     LEAST_WINDOW,
@@ -157,8 +158,8 @@ def test_one_more_lane_gets_room_to_show_what_it_adds() -> None:
 
 def test_before_anything_is_known() -> None:
     pace = Pace(0.2)
-    assert (pace.rate, pace.frame(), pace.window()) == (0.0, LEAST_FRAME, LEAST_WINDOW)
-    assert pace.window(8) == 8 * LEAST_WINDOW
+    assert (pace.rate, pace.frame(), pace.window()) == (0.0, LEAST_FRAME, FIRST_WINDOW)
+    assert pace.window(8) == 7 * LEAST_WINDOW + FIRST_WINDOW
 
 
 @settings(max_examples=60, deadline=None)

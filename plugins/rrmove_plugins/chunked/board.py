@@ -182,11 +182,29 @@ class Board(Generic[L]):
         self.checking.update(found)
         return found
 
+    def early(self, lane: L, span: Range) -> int | None:
+        """Near the end, give the chunk of a lane's span if the check may follow on the lane's heels.
+
+        It may where all that is not acknowledged of the chunk flies on this very lane: the node reads
+        the chunk back after it has written those. The chunk counts as being checked from now on.
+        """
+        index = self._index(span)
+        chunk = self.chunks.get(index)
+        if self.waiting or chunk is None or chunk.todo or index in self.checking or not chunk.open:
+            return None
+        flying = sum(item.length for item in self.flying[lane].spans if self._index(item) == index)
+        if flying != chunk.open:
+            return None
+        self.checking.add(index)
+        return index
+
     def unchecked(self, index: int) -> None:
         """Note that a check came to nothing, because its lane died; `ready()` gives the chunk again."""
         if index in self.checking:
             self.checking.remove(index)
-            self.complete[index] = None
+            chunk = self.chunks.get(index)
+            if chunk is not None and not chunk.open:
+                self.complete[index] = None
 
     def verdict(self, index: int, *, good: bool) -> None:
         """Note what a check found: a good chunk is done, a wrong one is sent again as a whole."""
@@ -242,7 +260,8 @@ class Board(Generic[L]):
             if not chunk.open:
                 chunk.todo.clear()
                 self._leave(index)
-                self.complete[index] = None
+                if index not in self.checking:
+                    self.complete[index] = None
         return news
 
 

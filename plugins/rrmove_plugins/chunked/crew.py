@@ -313,6 +313,10 @@ class Crew:
         member.given += span.length
         self._spawn(member, self._put(member, span))
         await asyncio.sleep(0)
+        index = self.board.early(member, span)
+        if index is not None:
+            member.checks += 1
+            self._spawn(member, self._verify(member, index))
 
     async def _put(self, member: Member, span: Range) -> None:
         left = time.monotonic()

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 LEAST_FRAME, MOST_FRAME = 32 << 10, 1 << 20  # bytes; between 1 and 4 MiB a frame's size made no difference
 FRAME_SECONDS = 0.0125  # a frame's time on the wire: acknowledgements this often cost nothing and lose little
-LEAST_WINDOW = 128 << 10  # bytes; nine packets' worth of TCP's first window, for every lane
+LEAST_WINDOW = 128 << 10  # bytes; nine times TCP's first window, for every lane
+FIRST_WINDOW = 512 << 10  # bytes, for the first lane: TCP's own slow start is slow enough
 LANE_WINDOW = 3 << 20  # bytes; a little more than the SSH channel's own 2 MiB, so that it never runs dry
 STEADY = 1.3  # of the bandwidth-delay product, once the pipe is full: enough to keep it so, and queues short
 LOOK, ROUNDS = 0.25, 3  # s, and round trips, that a rate is taken over: acknowledgements come in bunches
@@ -32,7 +33,7 @@ class Pace:
     samples: deque[tuple[float, float]] = field(default_factory=deque)
     least: float = float("inf")
     full: bool = False
-    grown: int = 0
+    grown: int = FIRST_WINDOW - LEAST_WINDOW
     _since: tuple[float, int] | None = None
     _waited: float = float("inf")
     _turn: float = 0.0
