@@ -30,7 +30,7 @@ NODES = (
     Profile("plain"),
     Profile("distant", rtt_ms=60, open_ports=(9000,)),
     Profile("cut", reset_bytes=3 * MB),
-    Profile("brief", reset_seconds=(0.8, 1.2)),
+    Profile("brief", reset_seconds=(2, 2.5)),
     Profile("silent", hang_seconds=(3, 3.2)),
     Profile("bare", without=("python3", "rsync"), data_mb=8, routes_back=False),
     Profile("narrow", rate="40mbit", rtt_ms=20),
@@ -146,7 +146,7 @@ def test_reset_at_an_age(here: Lab) -> None:
     began = time.monotonic()
     done = here.run(["ssh", "brief", "sleep 20"], check=False)
     assert done.returncode
-    assert 0.7 < time.monotonic() - began < 5
+    assert 1.5 < time.monotonic() - began < 10
     assert here.resets("brief") == before + 1
 
 

@@ -147,7 +147,8 @@ async def test_connections_that_are_reset_cost_no_byte_that_was_there(embedded: 
     assert embedded.resets >= 2
     assert {attempt.transport for attempt in outcome.attempts} == {"rsync"}
     assert len(outcome.attempts) >= 3
-    assert all(attempt.gained > 0 for attempt in outcome.attempts)
+    # A cut may come before rsync has written anything, but not every time.
+    assert sum(attempt.gained > 0 for attempt in outcome.attempts) >= 2
     assert outcome.attempts[0].failure == "transient"
     assert sum(attempt.gained for attempt in outcome.attempts) == SIZE
     # What was cut off in the middle of a chunk is sent again, and the protocol costs a little.

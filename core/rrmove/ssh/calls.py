@@ -176,7 +176,9 @@ class CallLane(abc.ABC):
     def _join(self) -> None:
         for thread in self._threads:
             thread.join()
-        close = getattr(self._channel, "close", None)
+        with self._guard:  # several may close a lane at once; its channel is closed once
+            channel, self._channel = self._channel, None
+        close = getattr(channel, "close", None)
         if close is not None:
             close()
 
