@@ -225,8 +225,11 @@ op_cut() {
 # A first dd only moves the position that it shares with the cat behind it: right for any offset, and
 # quick. What cannot be written is drained all the same, or the stream would get out of step.
 # (By way of 3, because bash 5.2 forgets the 1 of `1<>` inside of a substitution.)
+kept=
 op_put() {
   if [ "$1" != "$part_word" ]; then plain "$1"; part=$plain part_word=$1; fi
+  # Kept open, so that others see that the part is in use.
+  if [ "$part" != "$kept" ] && [ -f "$part" ] && [ -w "$part" ]; then exec 9<>"$part"; kept=$part; fi
   if [ -d "$part" ]; then
     take "$length" >/dev/null
     fail EISDIR 'Is a directory'
@@ -279,6 +282,8 @@ op_get() {
 }
 
 op_commit() {
+  exec 9>&-   # a target that is open for writing could not be executed
+  kept=
   plain "$1"; path=$plain
   plain "$2"; journal=$plain
   plain "$3"; target=$plain
