@@ -55,7 +55,7 @@ if TYPE_CHECKING:
         SSHSettings,
         Step,
     )
-    from rrmove.moving import Preview, move, move_sync, preview, watch
+    from rrmove.moving import Preview, Wishes, move, move_sync, preview, watch
     from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
@@ -107,7 +107,7 @@ _HOMES = {
         "Source",
         "Step",
     ),
-    "moving": ("Preview", "move", "move_sync", "preview", "watch"),
+    "moving": ("Preview", "Wishes", "move", "move_sync", "preview", "watch"),
     "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
@@ -177,6 +177,7 @@ __all__ = [
     "UsageError",
     "Verified",
     "Waiting",
+    "Wishes",
     "clean",
     "foremost",
     "hookimpl",

@@ -1,0 +1,286 @@
+"""The straight line: a request, the facts, a plan, attempts, verification, the renamed file."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from rrmove import manifest as manifests
+from rrmove.containment import Tally, contained, kind_of
+from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, UsageError
+from rrmove.events import AttemptFailed, AttemptStarted, Committed, Finished, Planned, Progressed, Verified, Waiting
+from rrmove.landing import PartFile, locate
+from rrmove.model import Attempt, GiveUp, Outcome, Plan, Succeed, Try
+from rrmove.plan import make_plan, require_route
+from rrmove.policy import next_action
+from rrmove.probe import Facts
+from rrmove.transport import Job
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rrmove.knowledge import Knowledge, Life
+    from rrmove.manifest import Manifest, Range
+    from rrmove.model import Request
+    from rrmove.session import Session
+    from rrmove.setting import Setting
+
+SMALL = 4 << 20  # bytes up to which a file does not wait for the node's facts: some 3 round trips of sending
+
+
+@dataclass(slots=True)
+class Run:
+    """One move under way: what has been found out so far, and the steps of the straight line."""
+
+    setting: Setting
+    started: float
+    manifest: Manifest = field(init=False)
+    facts: Facts = field(default_factory=Facts)
+    aside: list[asyncio.Task[Any]] = field(default_factory=list)
+    landing: PartFile = field(init=False)
+    knowledge: Knowledge = field(init=False)
+    plan: Plan = field(default_factory=lambda: Plan(()))
+    attempts: list[Attempt] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
+    sent: int = 0
+    reused: int = 0
+    digest: str | None = None
+    destination: str | None = None
+    last_error: RRMoveError | None = None
+
+    @property
+    def request(self) -> Request:
+        """What was asked for."""
+        return self.setting.request
+
+    @property
+    def session(self) -> Session:
+        """The login on the node."""
+        return self.setting.session
+
+    # The straight line
+
+    async def straight(self) -> None:
+        """Take the request to its end; returns when the file stands under its name, verified."""
+        await self.look()
+        if await self.landing.arrived():
+            self.reused = self.manifest.size
+            self.destination, self.digest = self.landing.place.target, self._digest()
+            return
+        self.rank()
+        if not self.plan.steps and self.setting.remembered:
+            # What was known may be out of date: a refusal has to rest on what is so now.
+            self.facts = await self.setting.facts(fresh=True)
+            self.rank()
+        require_route(self.plan, self.request.node)
+        await self.landing.open()
+        self.aside.append(asyncio.create_task(self.landing.sweep()))
+        missing: Sequence[Range] = await self.landing.survey()
+        self.reused = self.manifest.size - manifests.total(missing)
+        self.setting.emit(Progressed(self.request.node.name, self.reused, self.manifest.size))
+        while True:
+            match next_action(
+                self.plan,
+                self.attempts,
+                missing=manifests.total(missing),
+                elapsed=time.monotonic() - self.started,
+                deadline=self.request.options.deadline,
+                jitter=random.random(),  # noqa: S311  spreads retries, guards nothing
+            ):
+                case Try(step, after, why):
+                    await self._wait(after, why)
+                    missing = await self._attempt(step.transport, missing)
+                    if self.digest is not None:
+                        return
+                case Succeed():
+                    missing = await self._land()
+                    if not missing:
+                        return
+                case GiveUp(reason):
+                    await self._give_up(reason)
+
+    async def look(self, *, only_look: bool = False) -> None:
+        """Hash the source and look at the node, at the same time, in one login.
+
+        A small file does not wait for the facts: what is unknown refuses nothing, and it is there
+        before they would have changed anything.
+        """
+        looking = asyncio.create_task(self.setting.facts(fresh=only_look))
+        self.aside.append(looking)
+        if not only_look:
+            self.aside.append(asyncio.create_task(self.setting.begin_lanes()))
+        checking = asyncio.to_thread(self._check_expected)
+        self.manifest, _ = await asyncio.gather(asyncio.to_thread(self.setting.manifest), checking)
+        options = self.request.options
+        freely = not (only_look or options.only or options.without)
+        place = await locate(self.session, self.request, self.manifest, opening=freely)
+        self.landing = PartFile(self.session, self.request, self.manifest, place)
+        if not freely or self.manifest.size > SMALL or looking.done():
+            self.facts = await looking
+        self.knowledge = self.setting.knowledge()
+
+    def rank(self) -> None:
+        """Rank the transports by what is known now."""
+        self.plan = self.setting.adjusted(
+            self.facts,
+            make_plan(
+                self.request,
+                self.facts,
+                self.knowledge,
+                self.setting.registry.transports,
+                missing=manifests.total(self.landing.missing),
+                problems={refusal.transport: refusal.reason for refusal in self.setting.registry.refusals},
+                seen=self.lives,
+            ),
+        )
+        self.setting.emit(Planned(self.request.node.name, self.plan))
+
+    async def _attempt(self, name: str, missing: Sequence[Range]) -> Sequence[Range]:
+        """Let one transport work, whatever it does; then see for ourselves what is missing."""
+        transport, node = self.setting.registry.transports[name], self.request.node.name
+        before, started, clock = manifests.total(missing), time.time(), time.monotonic()
+        tally = Tally(self.setting.emit, node, self.manifest.size, before)
+        self.landing.foreign = self.landing.foreign or not transport.capabilities.lanes_only
+        self.setting.emit(AttemptStarted(node, name, before, self.manifest.size))
+        job = Job(
+            request=self.request,
+            manifest=self.manifest,
+            missing=tuple(missing),
+            facts=self.facts,
+            session=self.session,
+            landing=self.landing,
+            limiter=self.setting.limiter,
+            progress=tally.progress,
+            sent=tally.sent,
+            emit=tally.emit,
+        )
+        error = await contained(transport.send(job), tally, node, name)
+        lives = tally.lives
+        self.lives += lives
+        try:
+            if error is not None and await self.landing.overtaken():
+                self.destination, self.digest = self.landing.place.target, self._digest()
+                error, missing = None, ()
+            elif error is not None or self.landing.missing or self.landing.foreign:
+                await self.landing.open()
+                missing = await self.landing.survey()
+            else:
+                missing = ()
+        except RRMoveError as trouble:
+            error = error if isinstance(error, Fatal | IntegrityError) else trouble
+        left = manifests.total(missing)
+        if error is None and left:
+            error = Transient(f"{name} returned, but {left} bytes are missing on the node", node=node)
+        attempt = Attempt(
+            transport=name,
+            started=started,
+            seconds=time.monotonic() - clock,
+            bytes_sent=tally.bytes_sent,
+            gained=max(0, before - left),
+            error=str(error) if error else None,
+            failure=kind_of(error),
+        )
+        self.attempts.append(attempt)
+        self.sent += attempt.bytes_sent
+        self.setting.remember(attempt, before, self.plan, self.facts, lives)
+        if error is not None:
+            self.last_error = error
+            self.setting.emit(AttemptFailed(node, attempt))
+            if not isinstance(error, Transient):
+                self.setting.forget_facts()
+                self.facts = self.facts.without(*transport.needs)
+        return missing
+
+    async def _land(self) -> Sequence[Range]:
+        """Verify all of it and commit; gives what turned out to be missing instead."""
+        node = self.request.node.name
+        missing = await self.landing.verify()
+        if missing:
+            left = manifests.total(missing)
+            last = self.attempts[-1] if self.attempts else None
+            self.last_error = IntegrityError(f"{left} bytes on the node are not what was sent", node=node)
+            if last is not None:
+                self.attempts[-1] = replace(last, error=str(self.last_error), failure="integrity")
+            return missing
+        self.setting.emit(Verified(node, self._digest()))
+        try:
+            self.destination = await self.landing.commit()
+        except Transient as error:
+            self.last_error = error
+            await self.landing.open()
+            missing = await self.landing.survey()
+            if not missing:
+                raise
+            return missing
+        self.digest = self._digest()
+        self.setting.emit(Committed(node, self.destination))
+        return ()
+
+    async def _wait(self, seconds: float, why: str) -> None:
+        if seconds > 0:
+            self.setting.emit(Waiting(self.request.node.name, round(seconds, 2), why))
+            await asyncio.sleep(seconds)
+
+    async def _give_up(self, reason: str) -> None:
+        """Raise what ended the move; bytes that are wrong again and again are put aside first."""
+        node, last = self.request.node.name, self.last_error
+        if any(attempt.failure == "integrity" for attempt in self.attempts):
+            aside = await self.landing.quarantine()
+            raise IntegrityError(
+                reason, node=node, remedy=f"The part file was put aside as {aside!r} on the node; nothing was committed"
+            ) from last
+        if isinstance(last, Fatal):
+            raise last
+        raise TransportError(
+            reason,
+            node=node,
+            remedy="What has arrived is kept: run the same command again to continue, or `rrmove probe` to look",
+        ) from last
+
+    # Words and ends
+
+    async def tidy(self) -> None:
+        """Let go of what runs beside the move and nobody waited for."""
+        for task in self.aside:
+            task.cancel()
+        await asyncio.gather(*self.aside, return_exceptions=True)
+
+    def _check_expected(self) -> None:
+        expected = self.request.options.sha256
+        if expected is not None:
+            actual = manifests.file_sha256(self.request.source.path)
+            if actual != expected.lower():
+                raise IntegrityError(
+                    f"{str(self.request.source.path)!r} has SHA-256 {actual}, not {expected}",
+                    remedy="The source is not the file you meant; nothing was sent",
+                )
+
+    def _digest(self) -> str:
+        expected = self.request.options.sha256
+        return f"sha256:{expected.lower()}" if expected else f"{manifests.ALGORITHM}:{self.manifest.root}"
+
+    def finished(self, error: RRMoveError | None = None) -> Outcome:
+        """Sum up the move, and tell whoever watches."""
+        outcome = Outcome(
+            request=self.request,
+            plan=self.plan,
+            attempts=tuple(self.attempts),
+            destination=self.destination,
+            digest=self.digest if error is None else None,
+            bytes_sent=self.sent,
+            bytes_reused=self.reused,
+            seconds=time.monotonic() - self.started,
+            error=str(error) if error else None,
+        )
+        self.setting.emit(Finished(self.request.node.name, outcome))
+        return outcome
+
+    def failed(self, error: RRMoveError) -> RRMoveError:
+        """Complete an error that is about to be raised."""
+        if error.node is None and not isinstance(error, UsageError):
+            error.node = self.request.node.name
+        error.outcome = self.finished(error)
+        return error
