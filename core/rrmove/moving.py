@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rrmove.knowledge import Knowledge
     from rrmove.model import Node, Outcome, Plan, Request, Source
     from rrmove.probe import Facts
-    from rrmove.ssh.channel import Channel
+    from rrmove.ssh.ahead import Begun
 
 
 class Wishes(TypedDict, total=False):
@@ -32,8 +32,7 @@ class Wishes(TypedDict, total=False):
     `only` and `without` name transports; `limit_rate` is in bytes a second, `deadline` in seconds;
     `sha256` is what the whole file must hash to; `inventory` is what `load_inventory()` gives
     (default: the user's own); `ssh` is "auto", "openssh" or "paramiko"; `on_event` is called with
-    each event, in the event loop. `begun` is a login that was started ahead
-    (`rrmove.ssh.openssh.start`).
+    each event, in the event loop. `begun` is a login that is under way (`rrmove.ssh.ahead`).
     """
 
     only: Sequence[str]
@@ -44,7 +43,7 @@ class Wishes(TypedDict, total=False):
     inventory: Inventory | None
     ssh: str
     on_event: Callable[[Event], None] | None
-    begun: Channel | None
+    begun: Begun | None
 
 
 @dataclass(frozen=True, slots=True)

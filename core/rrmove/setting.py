@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from rrmove.manifest import Manifest
     from rrmove.model import Attempt, Options, Plan
     from rrmove.probe import Facts
-    from rrmove.ssh.channel import Channel
+    from rrmove.ssh.ahead import Begun
+    from rrmove.ssh.login import Client
 
 
 # What every move wants to know; transports add what they need. The node's way back to us takes
@@ -59,9 +60,21 @@ def node_of(target: str | Node, inventory: Inventory | None) -> tuple[Node, str]
     return found[0]
 
 
+def client_for(ssh: str) -> Client:
+    """Say which SSH client the user's word means. Raises UsageError where it means none."""
+    match ssh:
+        case "openssh":
+            return "openssh"
+        case "paramiko":
+            return "own"
+        case "auto":
+            return "auto" if shutil.which("ssh") else "own"
+    raise UsageError(f"unknown ssh {ssh!r}", remedy="Choose auto, openssh or paramiko")
+
+
 @asynccontextmanager
 async def log_in(
-    node: Node, ssh: str = "auto", begun: Channel | None = None, *, bulk: bool = False
+    node: Node, ssh: str = "auto", begun: Begun | None = None, *, bulk: bool = False
 ) -> AsyncIterator[SSHSession]:
     """Open a session with the first connection begun; leaving closes them all.
 
@@ -69,11 +82,9 @@ async def log_in(
 
     `ssh` is "openssh", "paramiko", or "auto": the OpenSSH client where there is one.
     """
-    if ssh not in {"auto", "openssh", "paramiko"}:
-        raise UsageError(f"unknown ssh {ssh!r}", remedy="Choose auto, openssh or paramiko")
-    embedded = ssh == "paramiko" or (ssh == "auto" and shutil.which("ssh") is None)
-    more = await asyncio.to_thread(fast_ciphers, node) if bulk and not embedded else ()
-    async with SSHSession(node, embedded=embedded, begun=begun, more=more) as session:
+    client = client_for(ssh)
+    more = await asyncio.to_thread(fast_ciphers, node) if bulk and client != "own" else ()
+    async with SSHSession(node, client=client, begun=begun, more=more) as session:
         await session.control()
         yield session
 
@@ -83,7 +94,7 @@ async def look_at(
 ) -> Facts:
     """Gather facts of a session's node, over one login; `grace` as `gather()` has it."""
     node = session.node
-    config = None if session.embedded else await effective(node)
+    config = await effective(node)
     address = (config.hostname, config.port) if config is not None and direct(config) else None
     ports = {node.ports.data, node.ports.torrent}
     asked = tuple(probes)
@@ -114,7 +125,7 @@ class Setting:
         inventory: Inventory | None,
         ssh: str,
         on_event: Callable[[Event], None] | None,
-        begun: Channel | None = None,
+        begun: Begun | None = None,
     ) -> AsyncIterator[Setting]:
         """Open everything that a move needs; the login begins first, the rest is loaded meanwhile."""
         seen = source if isinstance(source, Source) else Source.of(source)

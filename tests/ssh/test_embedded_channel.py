@@ -24,7 +24,7 @@ from rrmove.errors import Fatal, RRMoveError, Transient
 from rrmove.model import Node, SSHSettings
 from rrmove.session import FilePart
 from rrmove.ssh import embedded
-from rrmove.ssh.embedded import ParamikoChannel, open_channel
+from rrmove.ssh.embedded import ParamikoChannel, ParamikoLogin
 from rrmove.ssh.failures import NoLogin, NoPython
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.hostkeys import Verdict, names_of, verdict
@@ -63,6 +63,10 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     if request.param == "paramiko":
         monkeypatch.setattr(embedded, "effective_sync", lambda _node: None)
     return str(request.param)
+
+
+def open_channel(node: Node, command: str) -> ParamikoChannel:
+    return embedded.open_channel(ParamikoLogin(node), command)
 
 
 def node_of(server: EmbeddedNode, **settings: Any) -> Node:

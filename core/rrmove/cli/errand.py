@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rrmove.cli.arguments import AutoCommand
     from rrmove.inventory import Inventory
     from rrmove.model import Node
-    from rrmove.ssh.channel import Channel
+    from rrmove.ssh.ahead import Begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Errand:
     source: Path
     node: Node
     inventory: Inventory
-    begun: Channel | None
+    begun: Begun | None
 
 
 def look_up(command: AutoCommand) -> Errand | RRMoveError:
@@ -41,13 +41,15 @@ def look_up(command: AutoCommand) -> Errand | RRMoveError:
 
         inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
         node = one_node(command.source, target, inventory)
-        begun: Channel | None = None
-        if command.access.ssh != "paramiko" and shutil.which("ssh"):
-            from rrmove.ssh.boot import BOOT
-            from rrmove.ssh.config import BULK, fast_ciphers
-            from rrmove.ssh.openssh import start
-
-            begun = start(node, BOOT, more=fast_ciphers(node) if source.stat().st_size >= BULK else ())
+        begun = _begun(node, command.access.ssh)
         return Errand(source, node, inventory, begun)
     except RRMoveError as error:
         return error
+
+
+def _begun(node: Node, ssh: str) -> Begun:
+    from rrmove.ssh.ahead import Begun
+
+    return Begun(
+        node, "openssh" if ssh == "openssh" else "own" if ssh == "paramiko" or not shutil.which("ssh") else "auto"
+    )

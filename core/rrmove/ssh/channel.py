@@ -32,6 +32,10 @@ class Channel(Protocol):
         """End the connection and everything that belongs to it; a repeat does nothing."""
         ...
 
+    def close(self) -> None:
+        """Release what it holds, once no thread uses it any more."""
+        ...
+
     def cause(self) -> RRMoveError:
         """Say why the stream ended; waits a moment for the connection to say so itself."""
         ...

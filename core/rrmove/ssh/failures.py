@@ -16,6 +16,10 @@ class NoPython(Transient):
     """The node has no python3 that could run the agent; the shell floor serves there."""
 
 
+class NotOurs(Transient):
+    """Our own SSH client cannot log in there, or is not let in; `ssh` has its turn."""
+
+
 class NoLogin(Transient):
     """No connection could be made; the node may be down, or too many connections were tried."""
 

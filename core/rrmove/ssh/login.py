@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
+from rrmove.ssh import own
 from rrmove.ssh.config import argv_options, destination
-from rrmove.ssh.failures import NoPython
+from rrmove.ssh.failures import NoPython, NotOurs
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
 from rrmove.ssh.openssh import ALONE, LANE_OPTIONS, start
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
 
     from rrmove.errors import RRMoveError
     from rrmove.model import Node
-    from rrmove.ssh.channel import Channel, Open
+    from rrmove.ssh.ahead import Begun
+    from rrmove.ssh.channel import Open
 
 AnyLane = AgentLane | FloorLane
+# Which client makes a connection: `ssh`, our own, or the one that suits it.
+Client = Literal["openssh", "own", "auto"]
 
 
 class SSHSession:
@@ -26,8 +30,12 @@ class SSHSession:
 
     An async context manager: leaving it closes every lane. `floor` is true once the node has
     turned out to have no python3; lanes opened from then on speak the shell floor. `begun` is a
-    channel on which the agent's boot command has been started already; it becomes the first lane's.
+    connection that is under way already; it becomes the first lane's.
     `more` are further flags for ssh.
+
+    With `client` "auto" the first connection is made by our own client, which logs in with eight
+    round trips where `ssh` takes twelve, unless ssh_config asks for what only `ssh` can do; and so
+    are those that are begun ahead. All others are made by `ssh`, which carries more a second.
     """
 
     def __init__(
@@ -35,11 +43,11 @@ class SSHSession:
         node: Node,
         *,
         ssh: str = "ssh",
-        embedded: bool = False,
-        begun: Channel | None = None,
+        client: Client = "openssh",
+        begun: Begun | None = None,
         more: tuple[str, ...] = (),
     ) -> None:
-        self._node, self._ssh, self.embedded, self.floor = node, ssh, embedded, False
+        self._node, self._ssh, self._client, self.floor = node, ssh, client, False
         self._lanes: list[AnyLane] = []
         self._ahead: list[AnyLane] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -76,7 +84,7 @@ class SSHSession:
 
     async def begin(self, count: int) -> None:
         """Begin so many connections ahead; `open_lane()` will give them before it begins others."""
-        self._ahead += [await self._another() for _ in range(count)]
+        self._ahead += [await self._another(quickly=True) for _ in range(count)]
 
     async def open_lane(self) -> AnyLane:
         """Begin one more connection and give its lane at once."""
@@ -86,21 +94,22 @@ class SSHSession:
                 return lane
         return await self._another()
 
-    async def _another(self) -> AnyLane:
+    async def _another(self, *, quickly: bool = False) -> AnyLane:
         for lane in [lane for lane in self._lanes if not lane.alive]:
             self._lanes.remove(lane)
             closing = asyncio.create_task(lane.close())  # it may take a moment until its threads have noticed
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         kind = FloorLane if self.floor else AgentLane
-        lane = kind(self._open(alone=self.opened > 0), self._node, lost=self._lost)
+        first = self.opened == 0
+        lane = kind(self._open(alone=not first, quickly=quickly or first), self._node, lost=self._lost)
         self.opened += 1
         self._lanes.append(lane)
         return lane
 
     def ssh_command(self) -> tuple[str, ...] | None:
         """Give the argv that runs `ssh` for this node, without the destination; None without ssh."""
-        if self.embedded:
+        if self._client == "own":
             return None
         return (self._ssh, *LANE_OPTIONS, *ALONE, *self._more, *argv_options(self._node))
 
@@ -111,14 +120,15 @@ class SSHSession:
     def _lost(self, error: RRMoveError) -> None:
         if isinstance(error, NoPython):
             self.floor = True
+        if isinstance(error, NotOurs):
+            self._client = "openssh"
 
-    def _open(self, *, alone: bool) -> Open:
+    def _open(self, *, alone: bool, quickly: bool) -> Open:
         """Say how a channel is opened; the first may share a master connection that the user keeps."""
-        if self.embedded:
-            from rrmove.ssh.embedded import open_channel
-
-            return lambda command: open_channel(self._node, command)
         if self._begun is not None and not self.floor:
             begun, self._begun = self._begun, None
-            return lambda _: begun
+            return lambda _: begun.channel()
+        if self._client == "own" or (self._client == "auto" and quickly):
+            strict = self._client == "auto"
+            return lambda command: own.start(self._node, command, strict=strict)
         return lambda command: start(self._node, command, ssh=self._ssh, alone=alone, more=self._more)

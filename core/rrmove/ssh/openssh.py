@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,13 +14,13 @@ from typing import TYPE_CHECKING
 from rrmove.errors import Fatal, RRMoveError
 from rrmove.ssh.config import argv_options, destination
 from rrmove.ssh.failures import explain_login
+from rrmove.ssh.pipes import PipeChannel
 
 if TYPE_CHECKING:
     from rrmove.model import Node
 
 CONNECT_TIMEOUT = 10  # seconds; a cold login over a 200 ms link took 2.75
 LOOK = 0.004  # s between two looks at what ssh says while it connects
-PIPE_SIZE = 1 << 20  # the largest that Linux gives without privilege; with 64 KiB rates fell by half
 
 # What a lane needs whatever ssh_config says: no terminal, no forwardings that a second connection
 # could not have, no shared master (lanes would share its fate), no questions.
@@ -50,14 +49,12 @@ def start(
     return OpenSSHChannel((ssh, *options, "--", host, command), node=node, host=host)
 
 
-class OpenSSHChannel:
+class OpenSSHChannel(PipeChannel):
     """A command on the node, run by an `ssh` process in a process group of its own."""
 
     def __init__(self, argv: tuple[str, ...], *, node: Node, host: str) -> None:
         self._node, self._host = node, host
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
-        self._killing = threading.Lock()
-        self._killed = False
         try:
             self._process = subprocess.Popen(
                 argv,
@@ -76,15 +73,9 @@ class OpenSSHChannel:
             ) from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._in, self._out = self._process.stdin.fileno(), self._process.stdout
-        for fd in (self._in, self._out.fileno()):
-            try:
-                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-            except (OSError, AttributeError):  # the user's pipe quota is used up: slower, not wrong
-                continue
-        self.rtt: float | None = None
+        with self._process.stdin as into, self._process.stdout as out_of:
+            super().__init__(os.dup(into.fileno()), os.dup(out_of.fileno()))
         threading.Thread(target=self._time_handshake, name="ssh-handshake", daemon=True).start()
-        self._reader = os.fdopen(os.dup(self._out.fileno()), "rb", buffering=64 * 1024)
 
     def _time_handshake(self) -> None:
         """Watch ssh connect; no second connection has to be made to learn the round trip time."""
@@ -101,45 +92,6 @@ class OpenSSHChannel:
                     return
             time.sleep(LOOK)
 
-    def read(self, size: int) -> bytes:
-        """Read exactly `size` bytes, fewer at the end of the stream."""
-        return self._reader.read(size)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write all of `data`; blocks while the pipe is full."""
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._in, view) :]
-
-    def write_file(self, fd: int, offset: int, length: int) -> None:
-        """Let the kernel move a span of a file into the pipe."""
-        done = 0
-        while done < length:
-            moved = os.splice(fd, self._in, length - done, offset_src=offset + done)
-            if not moved:
-                raise Fatal("the source file has become shorter while it was sent")
-            done += moved
-
-    def kill(self) -> None:
-        """End the process group and close the pipes; a repeat does nothing."""
-        with self._killing:
-            if self._killed:
-                return
-            self._killed = True
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it may end in this very moment
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def close(self) -> None:
-        """Release the descriptors once no thread uses them any more."""
-        self.kill()
-        self._reader.close()
-        self._words.close()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
-
     def cause(self) -> RRMoveError:
         """Say why the stream ended, in ssh's own words where it has any."""
         try:
@@ -150,3 +102,14 @@ class OpenSSHChannel:
         lines = self._words.read(256 * 1024).decode("utf-8", "replace").splitlines(keepends=True)
         words = "".join(line for line in lines if not line.startswith(("debug1: ", "OpenSSH_", "Authenticated to ")))
         return explain_login(words, status, node=self._node.name, host=self._host)
+
+    def close(self) -> None:
+        """Release the descriptors once no thread uses them any more."""
+        super().close()
+        self._words.close()
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it may end in this very moment
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()

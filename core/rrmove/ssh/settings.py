@@ -14,7 +14,7 @@ from rrmove.model import Node, SSHSettings
 from rrmove.ssh.config import check_host, check_user
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SSH_PORT = 22
 DEFAULT_IDENTITIES = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
@@ -46,7 +46,7 @@ class LoginSettings:
     accepts_new: bool
 
 
-def read_settings(node: Node, options: Mapping[str, tuple[str, ...]], local_user: str) -> LoginSettings:
+def read_settings(node: Node, options: Mapping[str, Sequence[str]], local_user: str) -> LoginSettings:
     """Make settings of ssh's options: lower-case keyword to its values, as `ssh -G` prints them.
 
     What the node says itself comes first. Raises UsageError where a word is not safe.

@@ -230,7 +230,7 @@ class Crew:
         if lanes > 1:
             rank = sum(other.given > member.given for other in working)
             share = 1.5 / lanes if pool > lanes * LANE_WINDOW // 3 else SHARES[min(rank, len(SHARES) - 1)]
-        limit = self.lives.load_limit or min((load for load in self.lives.loads if load), default=None)
+        limit = self.lives.load_limit or self.lives.suspected_load(max(m.acked for m in self.members))
         wide = min(LANE_WINDOW, max(2 * self.pace.frame(lanes), share * pool))
         return int(wide if limit is None else min(wide, max(LEAST_FRAME, limit / 8)))
 

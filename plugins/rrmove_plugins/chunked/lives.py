@@ -39,6 +39,17 @@ class Lives:
             return MARGIN * min(recent)
         return None
 
+    def suspected_load(self, most: int) -> float | None:
+        """Bytes at which connections may be cut here, as long as nothing speaks against it.
+
+        That is the least load that was lost; but where one has carried clearly more, or carries
+        `most` and lives, it was its age that ended the lesser one.
+        """
+        recent = [load for load in self.loads[-RECENT:] if load]
+        if recent and max(most, *recent) < (1 + ALIKE) * min(recent):
+            return min(recent)
+        return None
+
     @property
     def age_limit(self) -> float | None:
         """Seconds at which a connection should be empty, where losses follow the clock."""
