@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import paramiko
 
@@ -320,7 +320,9 @@ class ParamikoLogin:
 
     def _greeted(self, sock: socket.socket | _Prompt | paramiko.Channel, settings: LoginSettings) -> paramiko.Transport:
         try:
-            transport = paramiko.Transport(sock, default_window_size=WINDOW, default_max_packet_size=PACKET)
+            transport = paramiko.Transport(
+                cast("socket.socket", sock), default_window_size=WINDOW, default_max_packet_size=PACKET
+            )
         except (paramiko.SSHException, OSError) as error:
             raise self.lost(error) from error
         self.transports.append(transport)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -51,10 +52,11 @@ class Client:
     def __init__(self) -> None:
         self.users = 0
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with_ssh = ("--with-ssh",) if shutil.which("ssh") else ()
         with theirs:
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "rrmove.ssh.client"],
+                    [sys.executable, "-P", "-S", "-m", "rrmove.ssh.client", *with_ssh],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,

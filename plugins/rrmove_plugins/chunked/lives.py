@@ -52,7 +52,13 @@ class Lives:
 
     @property
     def age_limit(self) -> float | None:
-        """Seconds at which a connection should be empty, where losses follow the clock."""
+        """Seconds at which a connection should be empty, where losses follow the clock.
+
+        Where they follow the bytes as well, it is those that count: lanes of one age that shared the
+        load fairly are cut at one time.
+        """
+        if self.load_limit is not None:
+            return None
         recent = self.ages[-RECENT:]
         if len(recent) > 2 and max(recent) - min(recent) < ALIKE / 2 * max(recent):
             return MARGIN * min(recent)

@@ -13,7 +13,7 @@ LANE_WINDOW = 3 << 20  # bytes; a little more than the SSH channel's own 2 MiB, 
 STEADY = 1.3  # of the bandwidth-delay product, once the pipe is full: enough to keep it so, and queues short
 LOOK, ROUNDS = 0.25, 3  # s, and round trips, that a rate is taken over: acknowledgements come in bunches
 QUEUED, JITTER = 1.5, 0.015  # times the shortest round trip, and s beyond: then frames wait in queues
-MEMORY = float(__import__("os").environ.get("MEMORY", "2.0"))   # s over which the best rate counts
+MEMORY = 2.0  # s over which the best rate counts
 BUSY = 0.004  # s that both ends need beyond the round trip, so that a short link is not starved
 
 
