@@ -94,3 +94,31 @@ def test_limits_are_never_above_the_worst_and_spares_are_few(
     if known.age_limit is not None:
         assert 0 < known.age_limit < min(age for age, _ in recent)
     assert 0 <= known.spares(lanes, rate, login) <= 6
+
+
+@pytest.mark.parametrize(
+    ("losses", "most", "expected"),
+    [
+        ([], 0, None),
+        ([(2.0, 6_000_000)], 6_100_000, 6_000_000),
+        # A spare that had carried little died of age while another carries twenty times that.
+        ([(5.4, 630_000)], 12_000_000, None),
+        ([(5.0, 11_000_000), (5.4, 630_000)], 0, None),
+    ],
+)
+def test_a_load_is_suspected_until_one_has_carried_more(
+    losses: list[tuple[float, int]], most: int, expected: float | None
+) -> None:
+    lives = Lives()
+    for age, load in losses:
+        lives.lost(age, load)
+    assert lives.suspected_load(most) == expected
+
+
+def test_where_ages_and_loads_are_alike_it_is_the_load() -> None:
+    """Three lanes that shared the load fairly are cut by their bytes at one time."""
+    lives = Lives()
+    for _ in range(3):
+        lives.lost(2.01, 6_300_000)
+    assert lives.load_limit is not None
+    assert lives.age_limit is None
