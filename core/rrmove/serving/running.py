@@ -1,0 +1,189 @@
+"""A server's life: roots, secrets and sockets are opened, requests answered, and all of it ended in peace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rrmove.errors import UsageError
+from rrmove.serving import listener, private
+from rrmove.serving.application import Application
+from rrmove.serving.certificate import Identity, identity
+from rrmove.serving.digests import Digests
+from rrmove.serving.log import Log
+from rrmove.serving.metrics import Metrics
+from rrmove.serving.roots import Root, RootSpec
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
+
+GRACE = 10.0  # s that requests have to end after a signal; what an upload has brought so far is kept anyway
+DISK_THREADS = 16  # opening, writing: short, and mostly waiting for the disk
+HASH_THREADS = 4  # reading back uploads; digests of files have two of their own
+EVERYWHERE, LOOPBACK = ("0.0.0.0", "::"), ("127.0.0.1", "::1")  # noqa: S104 - TLS and the token guard it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How to serve. `patience` is in seconds, `most_body` in bytes; None stands for the usual place."""
+
+    roots: tuple[RootSpec, ...]
+    addresses: tuple[str, ...] = ()
+    port: int = 8780
+    plain: bool = False
+    plain_anywhere: bool = False
+    token_file: Path | None = None
+    certificate: Path | None = None
+    connections: int = 256
+    most_body: int = 64 << 20
+    patience: float = 20.0
+
+
+def serve(settings: Settings, announce: Callable[[Mapping[str, object]], None]) -> None:
+    """Serve until SIGTERM or SIGINT; then requests under way have 10 s to end. A second signal ends at once.
+
+    `announce` gets what the state file says when connections are taken. Raises UsageError and Fatal.
+    """
+    roots = _roots(settings.roots)
+    addresses = settings.addresses or (LOOPBACK if settings.plain else EVERYWHERE)
+    if settings.plain and not settings.plain_anywhere:
+        listener.check_plain(addresses)
+    folder = private.state_directory()
+    token_file = (settings.token_file or folder / "serve.token").expanduser().absolute()
+    certificate = (settings.certificate or folder / "serve.pem").expanduser().absolute()
+    _outside(roots, token_file, certificate)
+    token = private.Token.of(token_file)
+    proof = None if settings.plain else identity(certificate)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(each) for each in listener.bind(addresses, settings.port)]
+        state = private.StateFile(folder, _state(sockets, token_file, proof, roots))
+        log = Log()
+        stack.callback(log.close)
+        with asyncio.Runner(loop_factory=_loop_factory(proof)) as runner:
+            runner.run(_run(settings, roots, token, proof, sockets, state, log, announce))
+
+
+def _roots(specs: Sequence[RootSpec]) -> list[Root]:
+    if len({spec.name for spec in specs}) < len(specs):
+        raise UsageError("two roots have the same name", remedy="Give each --root a name of its own")
+    return [Root.open(spec) for spec in specs]
+
+
+def _outside(roots: Sequence[Root], *paths: Path) -> None:
+    """Make sure that no root serves the secrets. Raises UsageError."""
+    for path in paths:
+        for root in roots:
+            if path.resolve().is_relative_to(root.path):
+                raise UsageError(
+                    f"{str(path)!r} lies in the root {root.name!r}: whoever may read there could read the secret",
+                    remedy="Serve a directory below, or move it: --token-file, --certificate, $XDG_STATE_HOME",
+                )
+
+
+def _state(
+    sockets: Sequence[socket.socket], token_file: Path, proof: Identity | None, roots: Sequence[Root]
+) -> dict[str, object]:
+    return {
+        "port": sockets[0].getsockname()[1],
+        "scheme": "https" if proof else "http",
+        "addresses": [each.getsockname()[0] for each in sockets],
+        "pid": os.getpid(),
+        "version": _version(),
+        "token_file": str(token_file),
+        "fingerprint": proof.fingerprint if proof else None,
+        "pin": proof.pin if proof else None,
+        "roots": [{"name": root.name, "path": root.path, "access": root.access} for root in roots],
+    }
+
+
+def _version() -> str:
+    try:
+        return version("rrmove")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _loop_factory(proof: Identity | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """TLS is two to four times as fast on uvloop (measured); sendfile is asyncio's only."""
+    if proof is None:
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _run(
+    settings: Settings,
+    roots: Sequence[Root],
+    token: private.Token,
+    proof: Identity | None,
+    sockets: Sequence[socket.socket],
+    state: private.StateFile,
+    log: Log,
+    announce: Callable[[Mapping[str, object]], None],
+) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def signalled() -> None:
+        if stop.is_set():
+            log.close()
+            state.remove()
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signalled)
+    loop.set_default_executor(ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk"))
+    metrics = Metrics()
+    with (
+        ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="verify") as verifying,
+        ThreadPoolExecutor(2, thread_name_prefix="digest") as hashing,
+    ):
+        application = Application(
+            roots,
+            token,
+            digests=Digests(hashing),
+            pool=verifying,
+            log=log,
+            metrics=metrics,
+            version=_version(),
+            most_body=settings.most_body,
+            patience=settings.patience,
+        )
+        connections = listener.Connections(
+            application,
+            application.garbled,
+            most=settings.connections,
+            patience=settings.patience,
+            log=log,
+            metrics=metrics,
+        )
+        context = proof.context if proof else None
+        accepting = [asyncio.create_task(connections.accept(each, context)) for each in sockets]
+        state.write()
+        try:
+            announce(state.fields)
+            log.say("serving", **state.fields)
+            await stop.wait()
+        finally:
+            log.say("stopping")
+            state.remove()
+            for task in accepting:
+                task.cancel()
+            for each in sockets:
+                each.close()
+            connections.pre_shutdown()
+            await connections.shutdown(GRACE)
+            verifying.shutdown(wait=False, cancel_futures=True)
+            hashing.shutdown(wait=False, cancel_futures=True)
+    log.say("stopped")
