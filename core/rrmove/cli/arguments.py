@@ -148,6 +148,10 @@ def parse(argv: Sequence[str]) -> Command:
     if strays:
         what = "unknown option" if strays[0].startswith("-") else "this word is out of place:"
         raise UsageError(f"{what} {printable(strays[0])}", remedy=f"See `rrmove {words.command} --help`")
+    return _command(words)
+
+
+def _command(words: argparse.Namespace) -> Command:
     parsed: Command
     match words.command:
         case "auto":

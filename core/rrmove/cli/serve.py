@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(command: ServeCommand) -> int:
-    """Serve, or print the interface. Raises UsageError and Fatal; 0 after a graceful stop."""
+    """Serve, or print the interface. Raises UsageError and Fatal; ends the process with 0 after a graceful stop."""
     if command.openapi:
         import rrmove.serving
 
@@ -51,7 +51,9 @@ def run(command: ServeCommand) -> int:
         sys.stdout.flush()
 
     serve(settings, announce)
-    return 0
+    sys.stdout.flush()
+    # What threads still read back is given up, or the end would wait for it: nothing is lost by that.
+    os._exit(0)
 
 
 def _be_an_agent() -> None:

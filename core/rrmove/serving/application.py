@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -29,32 +29,30 @@ MOST_FIELDS = 8 << 20  # bytes of JSON: 65536 digests in hex take 4 MiB
 METHODS = ("GET", "HEAD", "PUT", "POST", "DELETE")
 
 
+@dataclass(kw_only=True)
 class Application:
-    """What the server does; one for all connections."""
+    """What the server does; one for all connections. `most_body` is in bytes, `patience` in seconds."""
 
-    def __init__(
-        self,
-        roots: Sequence[Root],
-        token: Token,
-        *,
-        digests: Digests,
-        pool: Executor,
-        log: Log,
-        metrics: Metrics,
-        version: str,
-        most_body: int,
-        patience: float,
-    ) -> None:
-        self._roots = {root.name: root for root in roots}
-        self._token, self._digests, self._log, self._metrics = token, digests, log, metrics
-        self._version, self._most_body, self._patience = version, most_body, patience
+    roots: Sequence[Root]
+    token: Token
+    digests: Digests
+    pool: Executor
+    log: Log
+    metrics: Metrics
+    version: str
+    most_body: int
+    patience: float
+
+    def __post_init__(self) -> None:
+        self._roots = {root.name: root for root in self.roots}
         self._node = os.uname().nodename
         self._parts = Parts()
-        self._uploads = uploads.Uploads(self._parts, pool)
+        self._uploads = uploads.Uploads(self._parts, self.pool)
+        self._reader = files.Reader(self.digests, self.metrics.sent.inc, self.patience)
 
     def garbled(self, status: int, what: str) -> web.Response:
         """Answer what was no HTTP request."""
-        self._log.say("garbled", status=status, error=what)
+        self.log.say("garbled", status=status, error=what)
         if status >= 500:
             return refusal(Rejection(status, "the server failed", remedy="Look at its log"), node=self._node, tried="")
         words = "the request is no HTTP/1.1, or its headers are too large"
@@ -81,21 +79,21 @@ class Application:
                 raise
             except Exception as failure:  # noqa: BLE001 - the last frame before the client: it gets a 500, the log the rest
                 error = f"{type(failure).__name__}: {failure}"
-                self._log.say("failed", method=method, path=path, error=error, trace=_trace(failure))
+                self.log.say("failed", method=method, path=path, error=error, trace=_trace(failure))
                 response = self.garbled(500, error)
                 response.force_close()
             status = response.status
             response.headers["Server"] = "rrmove"
         except (ConnectionError, asyncio.CancelledError) as gone:
             error = str(gone) or type(gone).__name__
-            self._metrics.cut.inc()
+            self.metrics.cut.inc()
             raise
         finally:
             seconds = loop.time() - began
-            self._metrics.requests.labels(method, str(status)).inc()
-            self._metrics.seconds.labels(method).observe(seconds)
+            self.metrics.requests.labels(method, str(status)).inc()
+            self.metrics.seconds.labels(method).observe(seconds)
             peer = request.transport.get_extra_info("peername") if request.transport else None
-            self._log.say(
+            self.log.say(
                 "request",
                 peer=f"{peer[0]}:{peer[1]}" if peer else None,
                 method=method,
@@ -109,49 +107,49 @@ class Application:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         given = request.headers.getall("Authorization", [])
-        if not self._token.opens(given[0] if len(given) == 1 else None):
-            self._metrics.denied.inc()
+        if not self.token.opens(given[0] if len(given) == 1 else None):
+            self.metrics.denied.inc()
             raise Rejection(
                 401,
                 "the token is missing or wrong",
                 remedy="Send `Authorization: Bearer TOKEN`; the server's state file names the token file",
                 headers={"WWW-Authenticate": 'Bearer realm="rrmove"', "Connection": "close"},
             )
-        if request.headers.get("Upgrade") and request.method == "CONNECT":
-            raise _not_done(METHODS)
         names = segments_of(request.raw_path)
         match names:
             case (b"healthz",):
                 return await self._health(_allowed(request, "GET"))
             case (b"metrics",):
                 _allowed(request, "GET")
-                self._metrics.uploads.set(len(self._uploads))
-                return web.Response(body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
-            case (b"v1", b"roots"):
+                self.metrics.uploads.set(len(self._uploads))
+                return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+            case (b"v1", *rest):
+                return await self._resource(request, rest)
+        raise _nothing()
+
+    async def _resource(self, request: web.BaseRequest, names: list[bytes]) -> web.StreamResponse:
+        match names:
+            case (b"roots",):
                 _allowed(request, "GET")
                 found = self._roots.values()
                 return as_json([{"name": root.name, "path": root.path, "access": root.access} for root in found])
-            case (b"v1", b"files", name, *rest) if rest:
-                _allowed(request, "GET", "HEAD")
-                root = self._root(name)
-                if not root.readable:
-                    raise Rejection(
-                        403, f"the root {root.name!r} is not served for reading", remedy="See GET /v1/roots"
-                    )
-                if not rest[-1]:
-                    _allowed(request, "GET")
-                    compute = request.query.get("digest") == "1"
-                    return await files.listing(root, rest[:-1], self._digests, compute=compute)
-                return await files.send(request, root, rest, self._digests, self._metrics.sent.inc, self._patience)
-            case (b"v1", b"uploads"):
+            case (b"files", name, *rest) if rest:
+                return await self._file(_allowed(request, "GET", "HEAD"), self._root(name), rest)
+            case (b"uploads",):
                 return await self._open(_allowed(request, "POST"))
-            case (b"v1", b"uploads", number, *rest):
-                return await self._upload(request, number.decode("ascii", "replace"), tuple(rest))
-            case (b"v1", b"parts", name, *rest) if rest and rest[-1]:
+            case (b"uploads", number, *rest):
+                return await self._upload(request, number.decode("ascii", "replace"), rest)
+            case (b"parts", name, *rest) if rest and rest[-1]:
                 return await self._put(_allowed(request, "PUT"), self._root(name), rest)
-        raise Rejection(
-            404, "there is nothing under this path", remedy="See docs/http-api.md, or `rrmove serve --openapi`"
-        )
+        raise _nothing()
+
+    async def _file(self, request: web.BaseRequest, root: Root, names: list[bytes]) -> web.StreamResponse:
+        if not root.readable:
+            raise Rejection(403, f"the root {root.name!r} is not served for reading", remedy="See GET /v1/roots")
+        if names[-1]:
+            return await self._reader.send(request, root, names)
+        compute = _allowed(request, "GET").query.get("digest") == "1"
+        return await self._reader.listing(root, names[:-1], compute=compute)
 
     def _root(self, name: bytes) -> Root:
         root = self._roots.get(name.decode("ascii", "replace"))
@@ -162,7 +160,7 @@ class Application:
     async def _health(self, _: web.BaseRequest) -> web.Response:
         found = await asyncio.to_thread(lambda: [_healthy(root) for root in self._roots.values()])
         well = all(root["ok"] for root in found)
-        fields = {"ok": well, "version": self._version, "roots": found}
+        fields = {"ok": well, "version": self.version, "roots": found}
         return as_json(fields, status=200 if well else 503)
 
     async def _open(self, request: web.BaseRequest) -> web.Response:
@@ -178,9 +176,9 @@ class Application:
             return as_json(upload.fields(), status=202, headers=AGAIN)
         return as_json(upload.fields(), status=201 if fresh else 200)
 
-    async def _upload(self, request: web.BaseRequest, number: str, rest: tuple[bytes, ...]) -> web.Response:
+    async def _upload(self, request: web.BaseRequest, number: str, rest: list[bytes]) -> web.Response:
         match rest:
-            case ():
+            case []:
                 method = _allowed(request, "GET", "DELETE").method
                 upload = self._uploads.get(number)
                 if method == "GET":
@@ -199,9 +197,9 @@ class Application:
                 upload = self._uploads.get(number)
                 before = upload.committed
                 done, _ = await self._uploads.do(upload, "verifying", upload.commit)
-                self._metrics.committed.inc(int(upload.committed and not before))
+                self.metrics.committed.inc(int(upload.committed and not before))
             case _:
-                raise Rejection(404, "there is nothing under this path", remedy="See docs/http-api.md")
+                raise _nothing()
         return as_json(upload.fields(), status=200 if done else 202, headers=None if done else AGAIN)
 
     async def _put(self, request: web.BaseRequest, root: Root, names: Sequence[bytes]) -> web.Response:
@@ -209,8 +207,8 @@ class Application:
             raise Rejection(403, f"the root {root.name!r} is not served for writing", remedy="See GET /v1/roots")
         span, size = ranges.put_range(request.headers.get("Content-Range"))
         digest = ranges.sha256_in(request.headers.get("Content-Digest"))
-        if span.length > self._most_body:
-            raise _too_large(self._most_body)
+        if span.length > self.most_body:
+            raise _too_large(self.most_body)
         length = request.content_length
         if length is not None and length != span.length:
             raise Rejection(
@@ -220,7 +218,7 @@ class Application:
         writer = await asyncio.to_thread(Writer, self._parts, root, names, span, size)
         try:
             self._uploads.put_into(root, names, span)
-            await receive(request.content, writer, digest, self._patience, self._metrics.received.inc)
+            await receive(request.content, writer, digest, self.patience, self.metrics.received.inc)
         finally:
             self._uploads.put_into(root, names, span)
             writer.close()
@@ -232,7 +230,7 @@ class Application:
         await self._expects_body(request)
         data = bytearray()
         try:
-            async with asyncio.timeout(self._patience + MOST_FIELDS / files.SLOWEST / 100):
+            async with asyncio.timeout(self.patience + MOST_FIELDS / files.SLOWEST / 100):
                 while block := await request.content.readany():
                     data += block
                     if len(data) > MOST_FIELDS:
@@ -259,6 +257,10 @@ def _allowed(request: web.BaseRequest, *methods: str) -> web.BaseRequest:
     if request.method not in methods:
         raise _not_done(methods)
     return request
+
+
+def _nothing() -> Rejection:
+    return Rejection(404, "there is nothing here", remedy="See docs/http-api.md, or `rrmove serve --openapi`")
 
 
 def _not_done(methods: Sequence[str]) -> Rejection:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -20,11 +22,13 @@ from rrmove.serving.paths import ours, quoted, text
 from rrmove.serving.roots import Root, look, open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
 PIECE = 1 << 20  # bytes read or sent at a time; larger pieces were not faster (TLS, and sendfile alike)
 LAST = 64 << 10  # bytes kept back until it is sure that the file is still the one that was asked for
 SLOWEST = 4096  # bytes/s; chosen: a tenth of the slowest link that the field notes have
+
+Put = Callable[[int, int], Awaitable[int]]  # sends bytes of the file at an offset, and says how many
 
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 
@@ -57,52 +61,106 @@ def _opened(root: Root, names: Sequence[bytes]) -> tuple[int, os.stat_result]:
         return fd, os.fstat(fd)
 
 
-async def send(
-    request: web.BaseRequest,
-    root: Root,
-    names: Sequence[bytes],
-    digests: Digests,
-    count: Callable[[int], None],
-    patience: float,
-) -> web.StreamResponse:
-    """Answer GET and HEAD for a file, and `count` the bytes. Raises Rejection, and ConnectionError where the client is gone.
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What reading takes: known digests, who counts the bytes, and how many seconds a client may idle."""
 
-    A client that takes less than 4 kB/s, after `patience` seconds, is cut off.
-    """
-    fd, seen = await asyncio.to_thread(_opened, root, names)
-    try:
-        tag = etag(seen)
-        headers = {
-            "ETag": tag,
-            "Accept-Ranges": "bytes",
-            "Last-Modified": formatdate(seen.st_mtime, usegmt=True),
-            "Cache-Control": "no-cache",
-            "Content-Type": "application/octet-stream",
-            "X-Content-Type-Options": "nosniff",
-            "Server": "rrmove",
-        }
-        if _not_modified(request, tag, seen):
-            return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
-        digest = digests.known(seen)
-        if digest is None and ranges.wants_sha256(request.headers):
-            digest = await digests.of(fd, seen)
-        if digest is not None:
-            headers["Repr-Digest"] = ranges.digest_field(digest)
-        part = None
-        if request.method == "GET" and _range_counts(request, tag):
-            part = ranges.wanted_range(request.headers.get("Range"), seen.st_size)
-        whole = part or Range(0, seen.st_size)
-        response = web.StreamResponse(status=HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK, headers=headers)
-        if part:
-            response.headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{seen.st_size}"
-        response.content_length = whole.length
-        await response.prepare(request)
-        if request.method == "GET":
-            await _send_bytes(request, response, fd, seen, whole, count, patience)
-        await response.write_eof()
-        return response
-    finally:
-        os.close(fd)
+    digests: Digests
+    count: Callable[[int], None]
+    patience: float
+
+    async def send(self, request: web.BaseRequest, root: Root, names: Sequence[bytes]) -> web.StreamResponse:
+        """Answer GET and HEAD for a file. Raises Rejection, and ConnectionError where the client is gone.
+
+        A client that takes less than 4 kB/s is cut off, and so is an answer whose file was changed meanwhile.
+        """
+        fd, seen = await asyncio.to_thread(_opened, root, names)
+        try:
+            tag = etag(seen)
+            headers = {
+                "ETag": tag,
+                "Accept-Ranges": "bytes",
+                "Last-Modified": formatdate(seen.st_mtime, usegmt=True),
+                "Cache-Control": "no-cache",
+                "Content-Type": "application/octet-stream",
+                "X-Content-Type-Options": "nosniff",
+                "Server": "rrmove",
+            }
+            if _not_modified(request, tag, seen):
+                return web.Response(status=HTTPStatus.NOT_MODIFIED, headers=headers)
+            digest = self.digests.known(seen)
+            if digest is None and ranges.wants_sha256(request.headers):
+                digest = await self.digests.of(fd, seen)
+            if digest is not None:
+                headers["Repr-Digest"] = ranges.digest_field(digest)
+            part = None
+            if request.method == "GET" and _range_counts(request, tag):
+                part = ranges.wanted_range(request.headers.get("Range"), seen.st_size)
+            whole = part or Range(0, seen.st_size)
+            response = web.StreamResponse(status=HTTPStatus.PARTIAL_CONTENT if part else HTTPStatus.OK, headers=headers)
+            if part:
+                response.headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{seen.st_size}"
+            response.content_length = whole.length
+            await response.prepare(request)
+            if request.method == "GET":
+                await self._send_bytes(request, _way_out(request, response, fd), (fd, seen), whole)
+            await response.write_eof()
+            return response
+        finally:
+            os.close(fd)
+
+    async def _send_bytes(
+        self, request: web.BaseRequest, put: Put, file: tuple[int, os.stat_result], span: Range
+    ) -> None:
+        at, rest = span.start, max(span.start, span.stop - LAST)
+        while at < span.stop:
+            if at == rest and key_of(os.fstat(file[0])) != key_of(file[1]):
+                raise _cut(request, "the file was changed while it was sent")
+            stop = min(at + PIECE, rest if at < rest else span.stop)
+            try:
+                async with asyncio.timeout(self.patience + (stop - at) / SLOWEST):
+                    sent = await put(at, stop - at)
+            except TimeoutError:
+                raise _cut(request, "the client takes too little") from None
+            self.count(sent)
+            if sent < stop - at:
+                raise _cut(request, "the file became shorter while it was sent")
+            at = stop
+
+    async def listing(self, root: Root, names: Sequence[bytes], *, compute: bool) -> web.Response:
+        """Answer with what is in a directory, sorted; 202 where digests are still being computed. Raises Rejection."""
+        entries = await asyncio.to_thread(_entries, root, names)
+        loop = asyncio.get_running_loop()
+        end, whole, found = loop.time() + PATIENCE, True, []
+        for name, seen in entries:
+            kind = _KINDS.get(stat.S_IFMT(seen.st_mode), "other")
+            digest = self.digests.known(seen) if kind == "file" else None
+            if compute and kind == "file" and digest is None:
+                digest = await self._digest_of(root, (*names, name), end - loop.time())
+                whole = whole and (digest is not None or loop.time() < end)
+            found.append(
+                {
+                    "name": text(name),
+                    "name_quoted": quoted(name),
+                    "kind": kind,
+                    "size": seen.st_size if kind == "file" else None,
+                    "mtime_ns": seen.st_mtime_ns,
+                    "sha256": digest,
+                }
+            )
+        return as_json({"entries": found}, status=200 if whole else 202, headers=None if whole else AGAIN)
+
+    async def _digest_of(self, root: Root, names: Sequence[bytes], patience: float) -> str | None:
+        if patience <= 0:
+            return None
+        try:
+            fd, seen = await asyncio.to_thread(_opened, root, names)
+        except Rejection:
+            return None  # removed since, or not ours to read: it is listed without
+        try:
+            return await self.digests.of(fd, seen, patience=patience)
+        finally:
+            os.close(fd)
 
 
 def _not_modified(request: web.BaseRequest, tag: str, seen: os.stat_result) -> bool:
@@ -125,38 +183,15 @@ def _range_counts(request: web.BaseRequest, tag: str) -> bool:
     return header is None or ranges.matches(header, tag, weakly=False)
 
 
-async def _send_bytes(
-    request: web.BaseRequest,
-    response: web.StreamResponse,
-    fd: int,
-    seen: os.stat_result,
-    span: Range,
-    count: Callable[[int], None],
-    patience: float,
-) -> None:
-    at, rest = span.start, max(span.start, span.stop - LAST)
-    put = _by_sendfile(request, fd) if request.transport and not _encrypted(request) else _by_writing(response, fd)
-    while at < span.stop:
-        if at == rest and key_of(os.fstat(fd)) != key_of(seen):
-            raise _cut(request, "the file was changed while it was sent")
-        stop = min(at + PIECE, rest if at < rest else span.stop)
-        try:
-            async with asyncio.timeout(patience + (stop - at) / SLOWEST):
-                sent = await put(at, stop - at)
-        except TimeoutError:
-            raise _cut(request, "the client takes too little") from None
-        count(sent)
-        if sent < stop - at:
-            raise _cut(request, "the file became shorter while it was sent")
-        at = stop
+def _way_out(request: web.BaseRequest, response: web.StreamResponse, fd: int) -> Put:
+    """By sendfile where the connection is plain; through us where it has to be encrypted."""
+    if request.transport is None or request.transport.get_extra_info("sslcontext") is not None:
+        return _by_writing(response, fd)
+    return _by_sendfile(request, fd)
 
 
-def _encrypted(request: web.BaseRequest) -> bool:
-    return request.transport is not None and request.transport.get_extra_info("sslcontext") is not None
-
-
-def _by_sendfile(request: web.BaseRequest, fd: int) -> Callable[[int, int], Awaitable[int]]:
-    file = open(fd, "rb", buffering=0, closefd=False)  # noqa: SIM115, PTH123 - the descriptor is not ours to close
+def _by_sendfile(request: web.BaseRequest, fd: int) -> Put:
+    file = open(fd, "rb", buffering=0, closefd=False)  # noqa: SIM115 - the descriptor is not ours to close
     loop = asyncio.get_running_loop()
 
     async def put(at: int, length: int) -> int:
@@ -167,7 +202,7 @@ def _by_sendfile(request: web.BaseRequest, fd: int) -> Callable[[int, int], Awai
     return put
 
 
-def _by_writing(response: web.StreamResponse, fd: int) -> Callable[[int, int], Awaitable[int]]:
+def _by_writing(response: web.StreamResponse, fd: int) -> Put:
     async def put(at: int, length: int) -> int:
         data = await asyncio.to_thread(os.pread, fd, length, at)
         await response.write(data)
@@ -183,52 +218,15 @@ def _cut(request: web.BaseRequest, why: str) -> ConnectionError:
     return ConnectionAbortedError(why)
 
 
-async def listing(root: Root, names: Sequence[bytes], digests: Digests, *, compute: bool) -> web.Response:
-    """Answer with what is in a directory, sorted; 202 where digests are still being computed. Raises Rejection."""
-    entries = await asyncio.to_thread(_entries, root, names)
-    loop = asyncio.get_running_loop()
-    end, whole, found = loop.time() + PATIENCE, True, []
-    for name, seen in entries:
-        kind = _KINDS.get(stat.S_IFMT(seen.st_mode), "other")
-        digest = digests.known(seen) if kind == "file" else None
-        if compute and kind == "file" and digest is None:
-            digest = await _digest_of(root, (*names, name), digests, end - loop.time())
-            whole = whole and (digest is not None or loop.time() < end)
-        found.append(
-            {
-                "name": text(name),
-                "name_quoted": quoted(name),
-                "kind": kind,
-                "size": seen.st_size if kind == "file" else None,
-                "mtime_ns": seen.st_mtime_ns,
-                "sha256": digest,
-            }
-        )
-    return as_json({"entries": found}, status=200 if whole else 202, headers=None if whole else AGAIN)
-
-
 def _entries(root: Root, names: Sequence[bytes]) -> list[tuple[bytes, os.stat_result]]:
     found = []
     with explained("cannot list the directory"), root.directory(names) as directory:
         reading = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
         try:
-            for name in sorted(map(os.fsencode, os.listdir(reading))):
+            for name in sorted(map(os.fsencode, os.listdir(reading))):  # noqa: PTH208 - a descriptor
                 if not ours(name):
                     with contextlib.suppress(FileNotFoundError):  # removed since
                         found.append((name, look(directory, name)))
         finally:
             os.close(reading)
     return found
-
-
-async def _digest_of(root: Root, names: Sequence[bytes], digests: Digests, patience: float) -> str | None:
-    if patience <= 0:
-        return None
-    try:
-        fd, seen = await asyncio.to_thread(_opened, root, names)
-    except Rejection:
-        return None  # removed since, or not ours to read: it is listed without
-    try:
-        return await digests.of(fd, seen, patience=patience)
-    finally:
-        os.close(fd)

@@ -16,8 +16,9 @@ from rrmove.nodefile import address_kind
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
+    from rrmove.serving.application import Application
     from rrmove.serving.log import Log
     from rrmove.serving.metrics import Metrics
 
@@ -116,8 +117,7 @@ class Connections(web.Server):
 
     def __init__(
         self,
-        answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        garbled: Callable[[int, str], web.Response],
+        application: Application,
         *,
         most: int,
         patience: float,
@@ -125,7 +125,7 @@ class Connections(web.Server):
         metrics: Metrics,
     ) -> None:
         super().__init__(
-            answer,
+            application,
             access_log=None,
             auto_decompress=False,
             # Counted from the connection's beginning, or the last answer, to the end of the next headers.
@@ -136,7 +136,7 @@ class Connections(web.Server):
             max_field_size=FIELD,
             max_headers=FIELDS,
         )
-        self._garbled, self._log, self._metrics = garbled, log, metrics
+        self._garbled, self._log, self._metrics = application.garbled, log, metrics
         self._slots = asyncio.Semaphore(most)
         self._tasks: set[asyncio.Task[None]] = set()
 

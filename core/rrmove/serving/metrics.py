@@ -7,7 +7,6 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
-    disable_created_metrics,
     generate_latest,
 )
 
@@ -18,7 +17,6 @@ class Metrics:
     """Counters of one server, in a registry of its own."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # they double the text, and who reads it knows when a counter began
         self._registry = own = CollectorRegistry()
         self.requests = Counter("rrmove_serve_requests", "Requests answered", ["method", "status"], registry=own)
         self.seconds = Histogram(

@@ -150,6 +150,40 @@ class Writer:
                     views[0] = views[0][wrote:]
 
 
+class Inflow:
+    """A body on its way to the disk: while a thread writes one batch, the next one comes in."""
+
+    def __init__(self, writer: Writer, *, hashed: bool) -> None:
+        self.received = 0
+        self.sha = hashlib.sha256() if hashed else None
+        self._writer = writer
+        self._waiting: list[bytes] = []
+        self._held = 0
+        self._writing: asyncio.Task[None] | None = None
+
+    async def take(self, block: bytes) -> None:
+        """Take what has come; may wait for the disk, and raises what it says."""
+        self.received += len(block)
+        self._waiting.append(block)
+        self._held += len(block)
+        if self._held >= BATCH:
+            await self._flush()
+
+    async def settle(self) -> None:
+        """Wait until all that was taken is written. Raises what the disk says."""
+        if self._waiting:
+            await self._flush()
+        if self._writing is not None:
+            await self._writing
+
+    async def _flush(self) -> None:
+        if self._writing is not None:
+            await self._writing
+        at = self._writer.span.start + self.received - self._held
+        self._writing = asyncio.create_task(asyncio.to_thread(self._writer.write, self._waiting, at, self.sha))
+        self._waiting, self._held = [], 0
+
+
 async def receive(
     body: StreamReader, writer: Writer, digest: bytes | None, patience: float, count: Callable[[int], None]
 ) -> None:
@@ -159,46 +193,26 @@ async def receive(
     is shorter or longer than its range; 422 where it is not what its digest says. Raises ConnectionError
     where the client is gone.
     """
-    loop = asyncio.get_running_loop()
-    begun, received, total = loop.time(), 0, writer.span.length
-    sha = hashlib.sha256() if digest is not None else None
-    waiting: list[bytes] = []
-    held, writing = 0, None
-
-    async def flush() -> None:
-        nonlocal waiting, held, writing
-        if writing is not None:
-            await writing
-        at = writer.span.start + received - held
-        writing, waiting, held = asyncio.create_task(asyncio.to_thread(writer.write, waiting, at, sha)), [], 0
-
+    loop, total = asyncio.get_running_loop(), writer.span.length
+    begun, inflow = loop.time(), Inflow(writer, hashed=digest is not None)
     try:
         while True:
-            allowed = min(patience, patience + received / SLOWEST - (loop.time() - begun))
+            allowed = min(patience, patience + inflow.received / SLOWEST - (loop.time() - begun))
             try:
                 async with asyncio.timeout(max(0.0, allowed)):
                     block = await body.readany()
             except TimeoutError:
-                raise Rejection(
-                    408, f"the body came too slowly, {received} of {total} bytes", remedy=_OPEN_AGAIN
-                ) from None
+                words = f"the body came too slowly, {inflow.received} of {total} bytes"
+                raise Rejection(408, words, remedy=_OPEN_AGAIN) from None
             if not block:
                 break
-            received += len(block)
-            count(len(block))
-            if received > total:
-                received -= len(block)
+            if inflow.received + len(block) > total:
                 raise Rejection(400, "the body is longer than its range", remedy="Mend the Content-Range")
-            waiting.append(block)
-            held += len(block)
-            if held >= BATCH:
-                await flush()
+            count(len(block))
+            await inflow.take(block)
     finally:
-        if waiting:
-            await flush()
-        if writing is not None:
-            await writing
-    if received < total:
-        raise Rejection(400, f"the body ended after {received} of {total} bytes", remedy="Send the rest")
-    if sha is not None and sha.digest() != digest:
+        await inflow.settle()
+    if inflow.received < total:
+        raise Rejection(400, f"the body ended after {inflow.received} of {total} bytes", remedy="Send the rest")
+    if inflow.sha is not None and inflow.sha.digest() != digest:
         raise Rejection(422, "what arrived is not what its Content-Digest says", remedy="Send these bytes again")

@@ -10,13 +10,13 @@ import os
 import re
 import secrets
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrmove.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")  # what RFC 6750 lets a bearer token have
 _MOST = 1 << 20  # bytes; no such file is larger

@@ -9,7 +9,6 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rrmove.errors import UsageError
@@ -24,10 +23,11 @@ from rrmove.serving.roots import Root, RootSpec
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 GRACE = 10.0  # s that requests have to end after a signal; what an upload has brought so far is kept anyway
 DISK_THREADS = 16  # opening, writing: short, and mostly waiting for the disk
-HASH_THREADS = 4  # reading back uploads; digests of files have two of their own
+HASH_THREADS, DIGEST_THREADS = 4, 2  # reading back uploads, and whole files; neither waits for the other
 EVERYWHERE, LOOPBACK = ("0.0.0.0", "::"), ("127.0.0.1", "::1")  # noqa: S104 - TLS and the token guard it
 
 
@@ -68,7 +68,10 @@ def serve(settings: Settings, announce: Callable[[Mapping[str, object]], None]) 
         log = Log()
         stack.callback(log.close)
         with asyncio.Runner(loop_factory=_loop_factory(proof)) as runner:
-            runner.run(_run(settings, roots, token, proof, sockets, state, log, announce))
+            server = _Server(
+                settings=settings, roots=roots, token=token, proof=proof, sockets=sockets, state=state, log=log
+            )
+            runner.run(server.run(announce))
 
 
 def _roots(specs: Sequence[RootSpec]) -> list[Root]:
@@ -122,68 +125,65 @@ def _loop_factory(proof: Identity | None) -> Callable[[], asyncio.AbstractEventL
     return uvloop.new_event_loop
 
 
-async def _run(
-    settings: Settings,
-    roots: Sequence[Root],
-    token: private.Token,
-    proof: Identity | None,
-    sockets: Sequence[socket.socket],
-    state: private.StateFile,
-    log: Log,
-    announce: Callable[[Mapping[str, object]], None],
-) -> None:
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Server:
+    """Everything that was opened, and its life in an event loop."""
 
-    def signalled() -> None:
-        if stop.is_set():
-            log.close()
-            state.remove()
-            os._exit(1)
-        stop.set()
+    settings: Settings
+    roots: Sequence[Root]
+    token: private.Token
+    proof: Identity | None
+    sockets: Sequence[socket.socket]
+    state: private.StateFile
+    log: Log
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signalled)
-    loop.set_default_executor(ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk"))
-    metrics = Metrics()
-    with (
-        ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="verify") as verifying,
-        ThreadPoolExecutor(2, thread_name_prefix="digest") as hashing,
-    ):
-        application = Application(
-            roots,
-            token,
-            digests=Digests(hashing),
-            pool=verifying,
-            log=log,
-            metrics=metrics,
-            version=_version(),
-            most_body=settings.most_body,
-            patience=settings.patience,
-        )
-        connections = listener.Connections(
-            application,
-            application.garbled,
-            most=settings.connections,
-            patience=settings.patience,
-            log=log,
-            metrics=metrics,
-        )
-        context = proof.context if proof else None
-        accepting = [asyncio.create_task(connections.accept(each, context)) for each in sockets]
-        state.write()
+    async def run(self, announce: Callable[[Mapping[str, object]], None]) -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled, stop)
+        loop.set_default_executor(ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk"))
+        verifying = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="verify")
+        hashing = ThreadPoolExecutor(DIGEST_THREADS, thread_name_prefix="digest")
+        connections = self._connections(verifying, hashing)
+        context = self.proof.context if self.proof else None
+        accepting = [asyncio.create_task(connections.accept(each, context)) for each in self.sockets]
+        self.state.write()
         try:
-            announce(state.fields)
-            log.say("serving", **state.fields)
+            announce(self.state.fields)
+            self.log.say("serving", **self.state.fields)
             await stop.wait()
         finally:
-            log.say("stopping")
-            state.remove()
+            self.log.say("stopping")
+            self.state.remove()
             for task in accepting:
                 task.cancel()
-            for each in sockets:
+            for each in self.sockets:
                 each.close()
             connections.pre_shutdown()
             await connections.shutdown(GRACE)
             verifying.shutdown(wait=False, cancel_futures=True)
             hashing.shutdown(wait=False, cancel_futures=True)
-    log.say("stopped")
+            self.log.say("stopped")
+
+    def _connections(self, verifying: ThreadPoolExecutor, hashing: ThreadPoolExecutor) -> listener.Connections:
+        settings, metrics = self.settings, Metrics()
+        application = Application(
+            roots=self.roots,
+            token=self.token,
+            digests=Digests(hashing),
+            pool=verifying,
+            log=self.log,
+            metrics=metrics,
+            version=_version(),
+            most_body=settings.most_body,
+            patience=settings.patience,
+        )
+        return listener.Connections(
+            application, most=settings.connections, patience=settings.patience, log=self.log, metrics=metrics
+        )
+
+    def _signalled(self, stop: asyncio.Event) -> None:
+        if stop.is_set():  # the second one: part files can be resumed from whatever they have
+            self.log.close()
+            os._exit(1)
+        stop.set()

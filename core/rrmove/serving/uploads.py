@@ -40,8 +40,8 @@ class Upload:
     ) -> None:
         self.root, self.names, self.manifest = root, tuple(names), manifest
         self._parts, self.settings = parts, settings
-        target = os.path.join(os.fsencode(root.path), *names)
-        self.id = part_key(manifest.root, text(target), text(names[-1]))
+        self.target = text(os.path.join(os.fsencode(root.path), *names))  # noqa: PTH118 - bytes
+        self.id = part_key(manifest.root, self.target, text(names[-1]))
         stem = b"." + names[-1][:200] + b"." + self.id.encode()  # as the agent's `locate` has it
         self.part = (*names[:-1], stem + agent.PART.encode())
         self._journal = stem + agent.JOURNAL.encode()
@@ -97,7 +97,7 @@ class Upload:
             need = max(0, manifest.size - holes - held)
             note = {
                 "name": text(name),
-                "destination": text(os.path.join(os.fsencode(self.root.path), *self.names)),
+                "destination": self.target,
                 "size": manifest.size,
                 "grain": manifest.grain,
                 "root": manifest.root,
@@ -305,20 +305,7 @@ def described(fields: object, roots: Mapping[str, Root]) -> tuple[Root, tuple[by
         raise Rejection(400, "the body is no JSON object", remedy="See docs/http-api.md")
     if strange := sorted(set(map(str, fields)) - {"root", "path", "size", "digests", "grain", "mode", "mtime_ns"}):
         raise Rejection(400, f"{strange[0]!r} is not known", remedy="See docs/http-api.md")
-    name, path, digests = (_words(fields, key) for key in ("root", "path", "digests"))
-    size = _number(fields, "size", 0, LARGEST)
-    grain = _number(fields, "grain", FINEST, COARSEST) if "grain" in fields else grain_for(size)
-    count = -(-size // grain)
-    try:
-        joined = bytes.fromhex(digests)
-    except ValueError:
-        joined = b""
-    if len(digests) != len(joined) * 2 or len(joined) != count * DIGEST:
-        raise Rejection(
-            400,
-            f"`digests` has to be {count} SHA-256 in hex, joined, for {size} bytes in chunks of {grain}",
-            remedy=f"split -b {grain} --filter=sha256sum FILE | cut -c-64 | tr -d '\\n'",
-        )
+    name, path, manifest = _words(fields, "root"), _words(fields, "path"), _manifest(fields)
     rest = {}
     if "mode" in fields:
         rest["mode"] = _number(fields, "mode", 0, 0o777)
@@ -335,7 +322,25 @@ def described(fields: object, roots: Mapping[str, Root]) -> tuple[Root, tuple[by
         raise Rejection(400, "the path has the name of a part file in it", remedy="Name another one")
     if len(names[-1]) > 255:
         raise Rejection(400, "the name is too long", remedy="A name may have 255 bytes")
-    return roots[name], names, Manifest(size, grain, joined), rest
+    return roots[name], names, manifest, rest
+
+
+def _manifest(fields: Mapping[str, object]) -> Manifest:
+    digests = _words(fields, "digests")
+    size = _number(fields, "size", 0, LARGEST)
+    grain = _number(fields, "grain", FINEST, COARSEST) if "grain" in fields else grain_for(size)
+    count = -(-size // grain)
+    try:
+        joined = bytes.fromhex(digests)
+    except ValueError:
+        joined = b""
+    if len(digests) != len(joined) * 2 or len(joined) != count * DIGEST:
+        raise Rejection(
+            400,
+            f"`digests` has to be {count} SHA-256 in hex, joined, for {size} bytes in chunks of {grain}",
+            remedy=f"split -b {grain} --filter=sha256sum FILE | cut -c-64 | tr -d '\\n'",
+        )
+    return Manifest(size, grain, joined)
 
 
 def _words(fields: Mapping[str, object], key: str) -> str:
