@@ -25,6 +25,13 @@ def key_of(seen: os.stat_result) -> Key:
     return seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns
 
 
+def unchanged(before: os.stat_result, now: os.stat_result) -> bool:
+    """Tell whether an open file has kept its bytes. Losing a name, to a newer file, changes its ctime only."""
+    if now.st_nlink < before.st_nlink:
+        return key_of(now)[:4] == key_of(before)[:4]
+    return key_of(now) == key_of(before)
+
+
 def settled(seen: os.stat_result) -> bool:
     """Tell whether a further change could no longer hide within the resolution of a file's times."""
     return time.time_ns() - max(seen.st_ctime_ns, seen.st_mtime_ns) > SETTLED

@@ -17,7 +17,7 @@ from aiohttp import web
 from rrmove.manifest import Range
 from rrmove.serving import ranges
 from rrmove.serving.answers import AGAIN, Rejection, as_json, of_system
-from rrmove.serving.digests import PATIENCE, Digests, key_of, settled
+from rrmove.serving.digests import PATIENCE, Digests, settled, unchanged
 from rrmove.serving.paths import ours, quoted, text
 from rrmove.serving.roots import Root, look, open_regular
 
@@ -114,7 +114,7 @@ class Reader:
     ) -> None:
         at, rest = span.start, max(span.start, span.stop - LAST)
         while at < span.stop:
-            if at == rest and key_of(os.fstat(file[0])) != key_of(file[1]):
+            if at == rest and not unchanged(file[1], os.fstat(file[0])):
                 raise _cut(request, "the file was changed while it was sent")
             stop = min(at + PIECE, rest if at < rest else span.stop)
             try:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from rrmove.manifest import Range
 
-BATCH = 1 << 20  # bytes given to a thread at once: below that its start costs more than the write
+BATCH = 4 << 20  # bytes of one body that may wait for the disk
 VECTORS = 1024  # IOV_MAX, on Linux
 
 _OPEN_AGAIN = "Open the upload again (POST /v1/uploads), and send what is missing"
@@ -151,37 +151,38 @@ class Writer:
 
 
 class Inflow:
-    """A body on its way to the disk: while a thread writes one batch, the next one comes in."""
+    """A body on its way to the disk: while a thread writes what has come, more comes in, and is the next batch."""
 
     def __init__(self, writer: Writer, *, hashed: bool) -> None:
         self.received = 0
         self.sha = hashlib.sha256() if hashed else None
-        self._writer = writer
+        self._writer, self._at = writer, writer.span.start
         self._waiting: list[bytes] = []
         self._held = 0
-        self._writing: asyncio.Task[None] | None = None
+        self._pump: asyncio.Task[None] | None = None
 
     async def take(self, block: bytes) -> None:
-        """Take what has come; may wait for the disk, and raises what it says."""
+        """Take what has come; waits for a disk that cannot keep up, and raises what it says."""
         self.received += len(block)
         self._waiting.append(block)
         self._held += len(block)
-        if self._held >= BATCH:
-            await self._flush()
+        if self._pump is not None and (self._pump.done() or self._held >= BATCH):
+            await self._pump
+            self._pump = None
+        if self._pump is None:
+            self._pump = asyncio.create_task(self._write())
 
     async def settle(self) -> None:
         """Wait until all that was taken is written. Raises what the disk says."""
-        if self._waiting:
-            await self._flush()
-        if self._writing is not None:
-            await self._writing
+        if self._pump is not None:
+            await self._pump
 
-    async def _flush(self) -> None:
-        if self._writing is not None:
-            await self._writing
-        at = self._writer.span.start + self.received - self._held
-        self._writing = asyncio.create_task(asyncio.to_thread(self._writer.write, self._waiting, at, self.sha))
-        self._waiting, self._held = [], 0
+    async def _write(self) -> None:
+        while self._waiting:
+            batch, length = self._waiting, self._held
+            self._waiting, self._held = [], 0
+            await asyncio.to_thread(self._writer.write, batch, self._at, self.sha)
+            self._at += length
 
 
 async def receive(
