@@ -7,7 +7,7 @@ import http.client
 import json
 import os
 import signal
-import socket
+import socket as sockets
 import ssl
 import subprocess
 import sys
@@ -142,8 +142,8 @@ class Served:
                 pass
             return found
 
-    def socket(self, timeout: float = 30.0) -> socket.socket:
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+    def socket(self, timeout: float = 30.0) -> sockets.socket:
+        sock = sockets.create_connection(("127.0.0.1", self.port), timeout=timeout)
         return sock if self.plain else self.context().wrap_socket(sock)
 
     def begin(self, data: bytes, path: str, **more: object) -> Answer:
@@ -179,7 +179,7 @@ class Served:
         self.send_missing(begun.json, data)
         return self.commit(begun.json)
 
-    def half_put(self, upload: Mapping[str, Any], data: bytes, start: int, stop: int, sent: int) -> socket.socket:
+    def half_put(self, upload: Mapping[str, Any], data: bytes, start: int, stop: int, sent: int) -> sockets.socket:
         """Begin a PUT, send so many bytes of it, and leave the connection open."""
         sock = self.socket()
         head = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import os
@@ -193,11 +194,9 @@ def test_a_file_that_changes_while_it_is_sent_is_never_a_whole_one(both: Served,
             file.seek(size - 1_000_000)
             file.write(b"x")
     got = begun
-    with pytest.raises((http.client.IncompleteRead, ConnectionError, OSError)):
-        while block := response.read(1_000_000):
+    with contextlib.suppress(http.client.IncompleteRead, OSError):
+        while block := response.read1(1_000_000):
             got += len(block)
-            if len(block) < 1_000_000 and got < size:
-                raise http.client.IncompleteRead(block)
     assert got < size
     connection.close()
     path.unlink()
