@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import shutil
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -89,8 +89,10 @@ def test_the_list(fort: Served, place: str) -> None:
 def test_absolute_forms_and_other_targets(fort: Served) -> None:
     for target in (
         b"http://x/v1/files/data/../../outside/secret", b"http://x/v1/files/data/link/secret", b"file:///etc/passwd",
-        b"http:///etc/passwd", b"*", b"", b"x", b"?", b"#", b"//etc/passwd", b"/v1/files/data/\xff", b"/v1/files/data/%",
-        b"/v1/files/data/%zz", b"/v1/files/data/in/file#/../../x", b"http://x", b"/" + b"a/" * 5000, b"/v1/files/data/" + b"x" * 300,
+        b"http:///etc/passwd", b"*", b"", b"x", b"?", b"#", b"//etc/passwd", b"/v1/files/data/\xff",
+        b"/v1/files/data/%",
+        b"/v1/files/data/%zz", b"/v1/files/data/in/file#/../../x", b"http://x", b"/" + b"a/" * 5000,
+        b"/v1/files/data/" + b"x" * 300,
     ):  # fmt: skip
         answer = request(fort, "GET", target)
         assert not answer or refused(answer) or b"inside" in answer, (target, answer[:100])
@@ -108,28 +110,38 @@ def test_uploads_stay_inside(fort: Served) -> None:
         "../outside/new", "link/new", "absolute/new", "chain/new", "in/link/new", "dotlink/new", "in/../../outside/new",
         "/tmp/new", "link", "secret", "..", "./new", "in//new", "proc/tmp/new", "new\0", "in/../new",
     ):  # fmt: skip
-        answer = fort.ask("POST", "/v1/uploads", body={"root": "data", "path": path, "size": 1, "digests": digests(b"x")})
+        answer = fort.ask(
+            "POST", "/v1/uploads", body={"root": "data", "path": path, "size": 1, "digests": digests(b"x")}
+        )
         assert answer.status in {400, 404, 409}, (path, answer.body)
     for up in UP:
         name = f"{up}.n.0123456789ab.rrmove-part"
-        answer = request(fort, "PUT", f"/v1/parts/data/{name}".encode(), b"Content-Range: bytes 0-0/1\r\n", b"x")
-        assert refused(answer), (name, answer[:100])
+        said = request(fort, "PUT", f"/v1/parts/data/{name}".encode(), b"Content-Range: bytes 0-0/1\r\n", b"x")
+        assert refused(said), (name, said[:100])
 
 
 HEADERS = [
     b"Content-Length: 5\r\n", b"Content-Length: -1\r\n", b"Content-Length: 1e3\r\n", b"Transfer-Encoding: chunked\r\n",
     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", b"Transfer-Encoding: xchunked\r\n",
-    b"Host: a\r\nHost: b\r\n", b"Range: bytes=0-0\r\nRange: bytes=1-1\r\n", b"X: a\r\n b\r\n", b"X : y\r\n", b"\0: y\r\n",
-    b"X: \0\r\n", b": y\r\n", b"X: y\n", b"X: \xff\xfe\r\n", b"X-Original-URL: /etc/passwd\r\n", b"X: " + b"y" * 70000 + b"\r\n",
-    b"".join(b"X%d: y\r\n" % i for i in range(500)), b"Upgrade: h2c\r\nConnection: Upgrade\r\n", b"Expect: 200-maybe\r\n",
-    b"If-None-Match: " + b'"' * 5000 + b"\r\n", b"If-Modified-Since: never\r\n", b"Range: bytes=" + b"0-1," * 1500 + b"\r\n",
+    b"Host: a\r\nHost: b\r\n", b"Range: bytes=0-0\r\nRange: bytes=1-1\r\n", b"X: a\r\n b\r\n",
+    b"X : y\r\n", b"\0: y\r\n",
+    b"X: \0\r\n", b": y\r\n", b"X: y\n", b"X: \xff\xfe\r\n", b"X-Original-URL: /etc/passwd\r\n",
+    b"X: " + b"y" * 70000 + b"\r\n",
+    b"".join(b"X%d: y\r\n" % i for i in range(500)), b"Upgrade: h2c\r\nConnection: Upgrade\r\n",
+    b"Expect: 200-maybe\r\n",
+    b"If-None-Match: " + b'"' * 5000 + b"\r\n", b"If-Modified-Since: never\r\n",
+    b"Range: bytes=" + b"0-1," * 1500 + b"\r\n",
     b"Authorization: Bearer x\r\n", b"Content-Encoding: gzip\r\n", b"Accept-Encoding: gzip, br, zstd, \xff\r\n",
 ]  # fmt: skip
 
 
 def test_headers(fort: Served) -> None:
     for header in HEADERS:
-        for method, target in (("GET", b"/v1/files/data/in/file"), ("PUT", b"/v1/parts/data/x"), ("POST", b"/v1/uploads")):
+        for method, target in (
+            ("GET", b"/v1/files/data/in/file"),
+            ("PUT", b"/v1/parts/data/x"),
+            ("POST", b"/v1/uploads"),
+        ):
             answer = request(fort, method, target, header)
             assert status(answer) < 500, (header[:60], answer[:200])
     assert fort.ask("GET", "/healthz").json["ok"]
@@ -143,7 +155,11 @@ SEGMENT = st.one_of(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(SEGMENT, max_size=8), st.sampled_from(["files/data", "files", "parts/data"]), st.sampled_from(["GET", "HEAD", "PUT"]))
+@given(
+    st.lists(SEGMENT, max_size=8),
+    st.sampled_from(["files/data", "files", "parts/data"]),
+    st.sampled_from(["GET", "HEAD", "PUT"]),
+)
 def test_any_path(fort: Served, names: list[str], place: str, method: str) -> None:
     target = f"/v1/{place}/{'/'.join(names)}".encode()
     answer = request(fort, method, target, b"Content-Range: bytes 0-0/1\r\n", b"x" if method == "PUT" else b"")
@@ -164,8 +180,7 @@ def test_a_path_never_leads_upwards(text: str) -> None:
     for read in (segments_of, segments_in):
         try:
             names = read("/" + text if read is segments_of else text)
-        except Rejection as rejection:
-            assert rejection.status == 400
+        except Rejection:
             continue
         assert not {b".", b".."} & set(names)
         assert not any(b"/" in name or b"\0" in name for name in names)
@@ -174,49 +189,54 @@ def test_a_path_never_leads_upwards(text: str) -> None:
 
 @pytest.mark.campaign
 @settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(SEGMENT, max_size=10), st.sampled_from(["GET", "HEAD", "PUT", "POST", "DELETE"]), st.binary(max_size=100))
+@given(
+    st.lists(SEGMENT, max_size=10), st.sampled_from(["GET", "HEAD", "PUT", "POST", "DELETE"]), st.binary(max_size=100)
+)
 def test_any_request_at_length(fort: Served, names: list[str], method: str, noise: bytes) -> None:
     answer = request(fort, method, f"/v1/files/data/{'/'.join(names)}".encode(), b"X: " + noise + b"\r\n")
     assert SECRET not in answer
     assert status(answer) < 500
 
 
+def swapping(served: Served, stop: threading.Event, swaps: list[int]) -> None:
+    """Be a directory and a link to the outside, in turn, until told to stop."""
+    door, aside = served.data / "door", served.data / "true"
+    while not stop.is_set():
+        if door.is_symlink():
+            door.unlink()
+        try:
+            aside.rename(door)
+        except OSError:  # an upload made a directory there in the meantime
+            shutil.rmtree(door)
+            continue
+        door.rename(aside)
+        door.symlink_to("../outside")
+        swaps.append(1)
+
+
 def race(served: Served, seconds: float) -> tuple[int, int]:
-    """Swap a directory with a link to the outside, all the time, while files are read and uploaded through it."""
-    outside, inside = served.where / "outside", served.data / "door"
+    """Read and upload through a directory that is a link to the outside every other moment."""
+    outside = served.where / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(SECRET)
     (served.data / "true").mkdir()
     (served.data / "true" / "secret").write_bytes(b"inside")
-    stop, seen, swaps, good = threading.Event(), list[str](), 0, 0
-
-    def swap() -> None:
-        nonlocal swaps
-        while not stop.is_set():
-            for kind in ("true", "link"):
-                with contextlib.suppress(OSError):
-                    if kind == "link":
-                        inside.rename(served.data / "true")
-                        inside.symlink_to("../outside")
-                    else:
-                        inside.unlink(missing_ok=True)
-                        (served.data / "true").rename(inside)
-                swaps += 1
+    stop, seen, swaps, good = threading.Event(), list[str](), list[int](), list[str]()
 
     def ask(number: int) -> None:
-        nonlocal good
+        content, path = b"%d" % number, f"door/new{number}"
         while not stop.is_set():
             answer = served.ask("GET", "/v1/files/data/door/secret")
-            if SECRET in answer.body:
-                seen.append("read")
-            good += answer.status == 200
-            content = b"%d" % number
-            begun = served.begin(content, f"door/new{number}")
+            seen.extend(["read"] if SECRET in answer.body else [])
+            good.extend(["read"] if answer.body == b"inside" else [])
+            begun = served.begin(content, path)
             if begun.status in {200, 201}:
                 served.put(begun.json, content, 0, len(content))
-                served.ask("POST", f"/v1/uploads/{begun.json['id']}/commit")
+                done = served.ask("POST", f"/v1/uploads/{begun.json['id']}/commit")
+                good.extend(["written"] if done.status == 200 else [])
 
-    threads = [threading.Thread(target=swap), *(threading.Thread(target=ask, args=(number,)) for number in range(4))]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    threads.append(threading.Thread(target=swapping, args=(served, stop, swaps)))
     for thread in threads:
         thread.start()
     time.sleep(seconds)
@@ -226,7 +246,7 @@ def race(served: Served, seconds: float) -> tuple[int, int]:
     assert not seen
     assert [path.name for path in outside.iterdir()] == ["secret"], "something was written outside"
     assert (outside / "secret").read_bytes() == SECRET
-    return swaps, good
+    return len(swaps), len(good)
 
 
 def test_links_that_appear_in_between(tmp_path: Path) -> None:

@@ -197,7 +197,12 @@ def test_the_log_is_json_and_names_what_matters(tmp_path: Path) -> None:
         served.ask("GET", "/v1/files/data/none")
         served.stop()
         first, second = (line for line in served.log() if line["event"] == "request")
-    assert (first["method"], first["path"], first["status"], first["range"]) == ("GET", "/v1/files/data/f", 206, "bytes=1-2")
+    assert (first["method"], first["path"], first["status"], first["range"]) == (
+        "GET",
+        "/v1/files/data/f",
+        206,
+        "bytes=1-2",
+    )
     assert first["peer"].startswith("127.0.0.1:")
     assert (second["status"], "error" in second) == (404, True)
     assert [line["event"] for line in served.log()] == ["serving", "request", "request", "stopping", "stopped"]

@@ -80,7 +80,7 @@ def test_slow_headers_keep_nobody_out(hasty: Served) -> None:
 
     def dribble() -> None:
         while not stop.wait(0.2):
-            for sock in socks:
+            for sock in socks[1::2]:
                 with contextlib.suppress(OSError):
                     sock.sendall(b"x")
 
@@ -96,8 +96,7 @@ def test_slow_headers_keep_nobody_out(hasty: Served) -> None:
             thread.join()
         for sock in socks:
             sock.close()
-    if hasty.plain:
-        assert time.monotonic() - begun > PATIENCE / 3, "it did not have to wait: the places were not taken"
+    assert PATIENCE / 3 < time.monotonic() - begun < 10 * PATIENCE, "it did not have to wait: the places were not taken"
 
 
 def test_a_slow_body_is_ended_and_what_came_is_kept(hasty: Served) -> None:
@@ -151,7 +150,9 @@ def test_large_bodies_are_refused_before_they_are_sent(hasty: Served) -> None:
     assert hasty.put(begun, data, 0, 3_000_000).status == 200
     head = f"POST /v1/uploads HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {hasty.token}\r\n"
     assert b" 413 " in hasty.raw(f"{head}Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n".encode())
-    answer = hasty.raw(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + b"900000\r\n" + b" " * 0x900000 + b"\r\n0\r\n\r\n")
+    answer = hasty.raw(
+        f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + b"900000\r\n" + b" " * 0x900000 + b"\r\n0\r\n\r\n"
+    )
     assert b" 413 " in answer.split(b"\r\n")[0]
 
 
@@ -160,7 +161,9 @@ def test_a_waiting_client_is_told_to_go_on_only_when_it_may(hasty: Served) -> No
     begun = hasty.begin(data, "continue").json
     for token, first in ((hasty.token, b"HTTP/1.1 100 "), ("wrong", b"HTTP/1.1 401 ")):
         with hasty.socket() as sock:
-            head = f"PUT {begun['put']} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nExpect: 100-continue\r\n"
+            head = (
+                f"PUT {begun['put']} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nExpect: 100-continue\r\n"
+            )
             sock.sendall(f"{head}Content-Range: bytes 0-999/1000\r\nContent-Length: 1000\r\n\r\n".encode())
             assert sock.recv(4096).startswith(first)
             if token == hasty.token:

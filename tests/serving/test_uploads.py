@@ -393,7 +393,16 @@ def test_what_http_began_ssh_finishes_and_the_server_lives(node: EmbeddedNode, t
         served.put(begun, data, 0, 6 * GRAIN)
         writing = served.half_put(begun, data, 6 * GRAIN, 8 * GRAIN, 1000)  # it has the part open right now
         until(lambda: any(begun["part"] in _names(served.process.pid) for _ in (1,)))
-        argv = [sys.executable, "-m", "rrmove", "auto", str(source), f"gpu-3:{served.data}/model.pth", "--only", "chunked"]
+        argv = [
+            sys.executable,
+            "-m",
+            "rrmove",
+            "auto",
+            str(source),
+            f"gpu-3:{served.data}/model.pth",
+            "--only",
+            "chunked",
+        ]
         environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path / "mover")}
         done = subprocess.run(
             [*argv, "--json", "-F", str(node.ssh_config)],

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from aiohttp import web
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rrmove.serving.metrics import Metrics
 
 BACKLOG = 128
-HANDSHAKE = 10.0  # s for TLS: twelve round trips of the longest link of the field notes, four times
 LINGER = 2.0  # s for which the rest of a refused body is read, so that the client gets to see the refusal
 SCARCE = 0.2  # s to wait where the process has run out of descriptors
 LINE, FIELD, FIELDS = 16384, 8192, 64  # bytes of a request line and of a header, and headers: a path has 4096 bytes
@@ -92,6 +91,7 @@ class Connection(web.RequestHandler):
     """One connection: counted until it is closed; what is no HTTP is answered in our own words."""
 
     closed: Callable[[], None] | None = None
+    busy = False
     garbled: Callable[[int, str], web.Response]
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -100,6 +100,15 @@ class Connection(web.RequestHandler):
         if self.closed is not None:
             self.closed()
             self.closed = None
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send what is left of a response."""
+        try:
+            return await super().finish_response(request, resp, start_time)
+        finally:
+            self.busy = False
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
@@ -125,7 +134,7 @@ class Connections(web.Server):
         metrics: Metrics,
     ) -> None:
         super().__init__(
-            application,
+            self._answer,
             access_log=None,
             auto_decompress=False,
             # Counted from the connection's beginning, or the last answer, to the end of the next headers.
@@ -136,15 +145,38 @@ class Connections(web.Server):
             max_field_size=FIELD,
             max_headers=FIELDS,
         )
-        self._garbled, self._log, self._metrics = application.garbled, log, metrics
+        self._application, self._patience, self._log, self._metrics = application, patience, log, metrics
+        self._stopping = False
         self._slots = asyncio.Semaphore(most)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __call__(self) -> Connection:
         """Make the protocol of a new connection."""
         connection = Connection(self, loop=self._loop, **self._kwargs)
-        connection.garbled = self._garbled
+        connection.garbled = self._application.garbled
         return connection
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = cast("Connection", request.protocol)
+        connection.busy = True  # until the response was sent: see finish_response
+        response = await self._application(request)
+        if self._stopping:
+            response.force_close()
+        return response
+
+    async def end(self, grace: float) -> None:
+        """Close what is idle, let what is under way come to its end, and close the rest after `grace` seconds.
+
+        aiohttp's own way takes no more of a body that is on its way.
+        """
+        self._stopping = True
+        end = asyncio.get_running_loop().time() + grace
+        while self.connections and asyncio.get_running_loop().time() < end:
+            for connection in self.connections:
+                if not cast("Connection", connection).busy:
+                    connection.force_close()
+            await asyncio.sleep(0.05)
+        await self.shutdown(1.0)
 
     async def accept(self, listener: socket.socket, context: ssl.SSLContext | None) -> None:
         """Take connections until cancelled."""
@@ -169,7 +201,7 @@ class Connections(web.Server):
 
     async def _connect(self, accepted: socket.socket, context: ssl.SSLContext | None) -> None:
         loop, connection = asyncio.get_running_loop(), self()
-        more: dict[str, Any] = {"ssl_handshake_timeout": HANDSHAKE} if context else {}
+        more: dict[str, Any] = {"ssl_handshake_timeout": self._patience} if context else {}
         try:
             await loop.connect_accepted_socket(lambda: connection, accepted, ssl=context, **more)
         except (OSError, EOFError) as error:  # ssl.SSLError and time-outs are OSErrors

@@ -159,8 +159,7 @@ class _Server:
                 task.cancel()
             for each in self.sockets:
                 each.close()
-            connections.pre_shutdown()
-            await connections.shutdown(GRACE)
+            await connections.end(GRACE)
             verifying.shutdown(wait=False, cancel_futures=True)
             hashing.shutdown(wait=False, cancel_futures=True)
             self.log.say("stopped")
