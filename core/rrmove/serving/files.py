@@ -127,16 +127,21 @@ class Reader:
 
     async def _progressing(self, request: web.BaseRequest, sending: asyncio.Future[int]) -> int:
         """Wait for bytes to be sent, as long as the client acknowledges some."""
+        before = None
         try:
-            before = None
             while not (await asyncio.wait([sending], timeout=self.patience))[0]:
                 now = _acknowledged(request)
                 if before is not None and now - before < SLOWEST * self.patience:
-                    raise _cut(request, "the client takes too little")
+                    break
                 before = now
-            return sending.result()
         finally:
-            sending.cancel()
+            # It has to be over before its connection is, or asyncio takes the descriptor's next owner for it.
+            if not sending.done():
+                sending.cancel()
+                await asyncio.wait([sending])
+        if sending.cancelled():
+            raise _cut(request, "the client takes too little")
+        return sending.result()
 
     async def listing(self, root: Root, names: Sequence[bytes], *, compute: bool) -> web.Response:
         """Answer with what is in a directory, sorted; 202 where digests are still being computed. Raises Rejection."""

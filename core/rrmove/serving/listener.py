@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rrmove.serving.metrics import Metrics
 
 BACKLOG = 128
-LINGER = 2.0  # s for which the rest of a refused body is read, so that the client gets to see the refusal
+LINGER = 2.0  # s for the rest of a refused body, so that its client sees the refusal, and for the end of TLS
 SCARCE = 0.2  # s to wait where the process has run out of descriptors
 LINE, FIELD, FIELDS = 16384, 8192, 64  # bytes of a request line and of a header, and headers: a path has 4096 bytes
 
@@ -201,7 +201,9 @@ class Connections(web.Server):
 
     async def _connect(self, accepted: socket.socket, context: ssl.SSLContext | None) -> None:
         loop, connection = asyncio.get_running_loop(), self()
-        more: dict[str, Any] = {"ssl_handshake_timeout": self._patience} if context else {}
+        more: dict[str, Any] = {}
+        if context:
+            more = {"ssl_handshake_timeout": self._patience, "ssl_shutdown_timeout": LINGER}
         try:
             await loop.connect_accepted_socket(lambda: connection, accepted, ssl=context, **more)
         except (OSError, EOFError) as error:  # ssl.SSLError and time-outs are OSErrors
