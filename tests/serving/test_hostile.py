@@ -208,7 +208,7 @@ def swapping(served: Served, stop: threading.Event, swaps: list[int]) -> None:
         try:
             aside.rename(door)
         except OSError:  # an upload made a directory there in the meantime
-            shutil.rmtree(door)
+            shutil.rmtree(door, ignore_errors=True)
             continue
         door.rename(aside)
         with contextlib.suppress(FileExistsError):

@@ -148,8 +148,10 @@ class Application:
             raise Rejection(403, f"the root {root.name!r} is not served for reading", remedy="See GET /v1/roots")
         if names[-1]:
             return await self._reader.send(request, root, names)
-        compute = _allowed(request, "GET").query.get("digest") == "1"
-        return await self._reader.listing(root, names[:-1], compute=compute)
+        compute = _allowed(request, "GET").query.getall("digest", [])
+        if compute not in ([], ["1"]):
+            raise Rejection(400, "this digest is not known", remedy="Ask for ?digest=1, or for none")
+        return await self._reader.listing(root, names[:-1], compute=bool(compute))
 
     def _root(self, name: bytes) -> Root:
         root = self._roots.get(name.decode("ascii", "replace"))

@@ -154,11 +154,12 @@ class _Server:
             await stop.wait()
         finally:
             self.log.say("stopping")
-            self.state.remove()
             for task in accepting:
                 task.cancel()
+            await asyncio.wait(accepting)
             for each in self.sockets:
                 each.close()
+            self.state.remove()
             await connections.end(GRACE)
             verifying.shutdown(wait=False, cancel_futures=True)
             hashing.shutdown(wait=False, cancel_futures=True)
