@@ -83,6 +83,7 @@ class Served:
         text = self.log_path.read_text()
         assert "Traceback" not in text, text
         assert '"event": "failed"' not in text, text
+        assert '"event": "unexpected"' not in text, text
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rrmove.ssh import agent
 from rrmove.testing import EmbeddedNode, Faults
 from tests.serving.served import GRAIN, Served, digests
 
@@ -164,6 +165,19 @@ def test_a_put_goes_into_part_files_only(served: Served, data: bytes) -> None:
     assert (served.data / "victim").read_bytes() == b"v" * 100
     for name in expected:
         (served.data / name).unlink(missing_ok=True)
+
+
+def test_a_part_that_was_opened_over_ssh(served: Served, data: bytes) -> None:
+    """What `rrmove auto` opens by way of its agent can be filled here, and nothing is asked of POST."""
+    part, journal = (f"{served.data}/.over ssh.0123456789ab.rrmove-{kind}" for kind in ("part", "journal"))
+    agent.open_part(None, part, journal, {}, SIZE, SIZE)
+    put = {"put": "/v1/parts/data/.over%20ssh.0123456789ab.rrmove-part"}
+    assert served.put(put, data, 5_000_000, SIZE).json == {"start": 5_000_000, "stop": SIZE}
+    assert served.put(put, data, 0, 5_000_000).status == 200
+    with open(part, "rb") as file:  # noqa: PTH123
+        assert file.read() == data
+    os.unlink(part)  # noqa: PTH108
+    os.unlink(journal)  # noqa: PTH108
 
 
 def test_targets_that_cannot_be(served: Served, data: bytes) -> None:

@@ -276,9 +276,10 @@ def _too_large(most: int) -> Rejection:
 
 def _healthy(root: Root) -> dict[str, object]:
     try:
-        with root.directory(()) as directory:
-            space = os.statvfs(f"/proc/self/fd/{directory}/.")
+        space, links = os.statvfs(f"/proc/self/fd/{root.fd}/."), os.fstat(root.fd).st_nlink
     except OSError:
+        space, links = None, 0
+    if space is None or not links:  # gone, or removed
         return {"name": root.name, "ok": False, "free": None}
     return {"name": root.name, "ok": True, "free": space.f_bavail * space.f_frsize}
 

@@ -114,8 +114,8 @@ class Connection(web.RequestHandler):
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer what could not be read as HTTP."""
-        if request.writer is not None and request.writer.output_size > 0:
-            raise ConnectionError("the answer had begun")
+        if isinstance(exc, ConnectionError) or (request.writer is not None and request.writer.output_size > 0):
+            raise ConnectionError("nobody waits for an answer, or it had begun") from exc
         response = self.garbled(status, message or type(exc).__name__)
         response.force_close()
         return response
@@ -193,7 +193,6 @@ class Connections(web.Server):
             except asyncio.CancelledError:
                 accepted.close()
                 raise
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._metrics.connections.inc()
             task = asyncio.create_task(self._connect(accepted, context))
             self._tasks.add(task)
@@ -205,6 +204,7 @@ class Connections(web.Server):
         if context:
             more = {"ssl_handshake_timeout": self._patience, "ssl_shutdown_timeout": LINGER}
         try:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.connect_accepted_socket(lambda: connection, accepted, ssl=context, **more)
         except (OSError, EOFError) as error:  # ssl.SSLError and time-outs are OSErrors
             accepted.close()

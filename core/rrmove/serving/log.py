@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import queue
 import sys
 import threading
@@ -33,6 +34,10 @@ class Log:
         except queue.Full:
             self._lost += 1
 
+    def of_libraries(self) -> logging.Handler:
+        """Give what libraries log to, so that their words are lines of this log."""
+        return _Words(self)
+
     def close(self) -> None:
         """Write what waits, for a second at most."""
         with contextlib.suppress(queue.Full):
@@ -46,3 +51,16 @@ class Log:
                 sys.stderr.flush()
             except (OSError, ValueError):
                 return  # nobody reads any more: the lines that come fill the queue, and are dropped
+
+
+class _Words(logging.Handler):
+    """Says what a library has logged."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one record."""
+        trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else None
+        self._log.say("unexpected", logger=record.name, error=record.getMessage(), trace=trace)

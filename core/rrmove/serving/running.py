@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,11 +69,20 @@ def serve(settings: Settings, announce: Callable[[Mapping[str, object]], None]) 
         state = private.StateFile(folder, _state(sockets, token_file, proof, roots))
         log = Log()
         stack.callback(log.close)
+        logging.basicConfig(handlers=[log.of_libraries()], level=logging.WARNING)
+        _make_room(settings.connections)
         with asyncio.Runner(loop_factory=_loop_factory(proof)) as runner:
             server = _Server(
                 settings=settings, roots=roots, token=token, proof=proof, sockets=sockets, state=state, log=log
             )
             runner.run(server.run(announce))
+
+
+def _make_room(connections: int) -> None:
+    """Have enough descriptors: a connection takes four at most, where the limits of the system allow it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (wanted := 4 * connections + 256):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def _roots(specs: Sequence[RootSpec]) -> list[Root]:
@@ -139,8 +150,10 @@ class _Server:
 
     async def run(self, announce: Callable[[Mapping[str, object]], None]) -> None:
         loop, stop = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled, stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` means it
+                loop.add_signal_handler(number, self._signalled, stop)
+        loop.set_exception_handler(self._unexpected)
         loop.set_default_executor(ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="disk"))
         verifying = ThreadPoolExecutor(HASH_THREADS, thread_name_prefix="verify")
         hashing = ThreadPoolExecutor(DIGEST_THREADS, thread_name_prefix="digest")
@@ -151,14 +164,18 @@ class _Server:
         try:
             announce(self.state.fields)
             self.log.say("serving", **self.state.fields)
-            await stop.wait()
+            ended, _ = await asyncio.wait(
+                [asyncio.ensure_future(stop.wait()), *accepting], return_when=asyncio.FIRST_COMPLETED
+            )
+            for each in ended:
+                each.result()  # a listener that failed ends the server, rather than leave it deaf
         finally:
             self.log.say("stopping")
             for task in accepting:
                 task.cancel()
             await asyncio.wait(accepting)
-            for each in self.sockets:
-                each.close()
+            for sock in self.sockets:
+                sock.close()
             self.state.remove()
             await connections.end(GRACE)
             verifying.shutdown(wait=False, cancel_futures=True)
@@ -181,6 +198,9 @@ class _Server:
         return listener.Connections(
             application, most=settings.connections, patience=settings.patience, log=self.log, metrics=metrics
         )
+
+    def _unexpected(self, _: asyncio.AbstractEventLoop, context: Mapping[str, object]) -> None:
+        self.log.say("unexpected", error=context.get("message"), trace=repr(context.get("exception")))
 
     def _signalled(self, stop: asyncio.Event) -> None:
         if stop.is_set():  # the second one: part files can be resumed from whatever they have

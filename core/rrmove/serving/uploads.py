@@ -92,7 +92,10 @@ class Upload:
             part = base + text(self.part[-1])
             held = 0
             with contextlib.suppress(FileNotFoundError):
-                held = look(directory, self.part[-1]).st_blocks * 512
+                there = look(directory, self.part[-1])
+                if there.st_nlink > 1:
+                    raise Rejection(409, "the part file has another name as well", remedy="Remove it on the node")
+                held = there.st_blocks * 512
             holes = sum(manifest.chunk(i).length for i in range(manifest.count) if manifest.is_hole(i))
             need = max(0, manifest.size - holes - held)
             note = {
