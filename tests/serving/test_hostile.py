@@ -253,8 +253,8 @@ def race(served: Served, seconds: float) -> tuple[int, int]:
 
 def test_links_that_appear_in_between(tmp_path: Path) -> None:
     with Served(tmp_path) as served:
-        swaps, good = race(served, 2.5)
-    assert swaps > 100
+        swaps, good = race(served, 1.5)
+    assert swaps > 10
     assert good > 0
 
 

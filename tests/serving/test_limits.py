@@ -39,16 +39,16 @@ def ended(sock: socket.socket, within: float = 15.0) -> tuple[bytes, float]:
 
 
 def test_64_clients_that_read_and_write_at_once(hasty: Served) -> None:
-    shared = os.urandom(3_000_000)
+    shared = os.urandom(1_000_000)
     (hasty.data / "shared").write_bytes(shared)
-    own = {number: os.urandom(1_000_000 + number) for number in range(64)}
+    own = {number: os.urandom(200_000 + number) for number in range(64)}
     wrong: list[object] = []
     gate = threading.Barrier(64)
 
     def client(number: int) -> None:
         gate.wait()
         try:
-            start = number * 40_000
+            start = number * 15_000
             got = hasty.ask("GET", "/v1/files/data/shared", headers={"Range": f"bytes={start}-"})
             if (got.status, got.body) != (206, shared[start:]):
                 wrong.append((number, got.status))

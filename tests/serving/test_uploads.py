@@ -300,14 +300,14 @@ def test_kill_9_in_the_middle_of_everything(tmp_path: Path, plain: bool) -> None
 
 def test_kill_9_while_it_commits(tmp_path: Path) -> None:
     """Whatever the moment: the target is the old file or the new one, and a repeat ends with the new one."""
-    for turn in range(6):
+    for turn in range(3):
         data = os.urandom(12 * GRAIN)
         target = tmp_path / "data" / "model.pth"
         with Served(tmp_path) as served:
             target.write_bytes(b"old")
             begun = served.begin(data, "model.pth").json
             served.send_missing(begun, data)
-            killer = threading.Timer(0.004 * turn, served.process.send_signal, (signal.SIGKILL,))
+            killer = threading.Timer(0.008 * turn, served.process.send_signal, (signal.SIGKILL,))
             killer.start()
             with contextlib.suppress(OSError, Exception):
                 served.commit(begun)
