@@ -56,7 +56,7 @@ def test_schemathesis_finds_nothing(filled: Served) -> None:
 
 
 def test_schemathesis_finds_nothing_where_there_is_something(filled: Served) -> None:
-    assert fuzz(filled, narrowed(), 8) > 100
+    assert fuzz(filled, narrowed(), 8, "negative_data_rejection") > 100
     assert (filled.data / "file").read_bytes() == b"content"
     assert [path.read_bytes() for path in filled.data.glob("up*")] == [b"hello"] * len(list(filled.data.glob("up*")))
 
@@ -68,11 +68,11 @@ def test_schemathesis_finds_nothing_at_length(filled: Served, how: str) -> None:
     if how == "wide":
         fuzz(filled, described(), 300)
     else:
-        fuzz(filled, narrowed(), 300)
+        fuzz(filled, narrowed(), 300, "negative_data_rejection")
 
 
 def narrowed() -> dict[str, Any]:
-    """Describe what is there in this root, so that most requests lead to something."""
+    """Describe what is there in this root, so that most requests lead to something; the server takes more."""
     api = described()
     schema = {"root": {"type": "string", "enum": ["data"]}, "directory": {"type": "string", "enum": ["folder"]}}
     schema["path"] = {"type": "string", "enum": ["file", "folder", "none"]}
@@ -87,7 +87,7 @@ def narrowed() -> dict[str, Any]:
     return api
 
 
-def fuzz(served: Served, api: dict[str, Any], examples: int) -> int:
+def fuzz(served: Served, api: dict[str, Any], examples: int, *without: str) -> int:
     """Let schemathesis ask for whatever the description allows, and for much that it does not; give the count."""
     program = shutil.which("schemathesis", path=str(Path(sys.executable).parent))
     assert program, "the extra `dev` brings it"
@@ -96,7 +96,7 @@ def fuzz(served: Served, api: dict[str, Any], examples: int) -> int:
     argv = [program, "run", str(spec), "--url", served.url, "-H", f"Authorization: Bearer {served.token}", "--no-color"]
     argv += ["--checks", "all", "--max-examples", str(examples), "--seed", "1", "--generation-database", "none"]
     # A schema cannot say that there is one digest for each chunk, nor which ETags match.
-    argv += ["--exclude-checks", "positive_data_acceptance"]
+    argv += ["--exclude-checks", ",".join(["positive_data_acceptance", *without])]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=served.where, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert served.ask("GET", "/healthz").json["ok"]
