@@ -49,7 +49,12 @@ class Place:
 
 def part_id(manifest: Manifest, request: Request) -> str:
     """Name a part after its content and where it goes, so that different contents never share one."""
-    words = f"{manifest.root}\x00{request.destination}\x00{request.source.name}"
+    return part_key(manifest.root, request.destination, request.source.name)
+
+
+def part_key(root: str, destination: str, name: str) -> str:
+    """Give a part's id, from the manifest's root and where the file goes, as it was written down."""
+    words = f"{root}\x00{destination}\x00{name}"
     return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests.cli.scripted import environment
 
 HEAVY = {"asyncio", "rich", "paramiko", "stevedore", "pluggy", "sqlite3", "ssl", "importlib.metadata", "shtab"}
+HEAVY |= {"aiohttp", "cryptography", "uvloop", "prometheus_client"}
 SCRIPT = """
 import sys
 from rrmove.cli import main
@@ -24,6 +25,9 @@ print("\\n".join(["loaded:", *sys.modules]))
         (["--help"], set()),
         (["auto", "--help"], set()),
         (["auto", "f", "gpu", "--limit-rate", "50X"], set()),
+        (["serve", "--help"], set()),
+        (["serve", "--root", "x=/nowhere", "--port", "x"], set()),
+        (["serve", "--openapi"], set()),
         (["completion", "bash"], {"shtab", "importlib.metadata"}),
         (["nodes", "--names"], {"asyncio", "ssl"}),
     ],

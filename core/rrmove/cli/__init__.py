@@ -19,6 +19,7 @@ from rrmove.cli.arguments import (
     PlanCommand,
     PluginsCommand,
     ProbeCommand,
+    ServeCommand,
     parse,
 )
 from rrmove.cli.text import accept_any_name
@@ -77,6 +78,10 @@ def dispatch(command: Command) -> int:
             from rrmove.cli import clean
 
             code = clean.run(command)
+        case ServeCommand():
+            from rrmove.cli import serve
+
+            code = serve.run(command)
         case DemoCommand():
             from rrmove.cli import demo
 

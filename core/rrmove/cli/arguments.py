@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from rrmove.serving.roots import RootSpec
+
 SSH = Literal["auto", "openssh", "paramiko"]
 Shell = Literal["bash", "zsh", "fish", "tcsh"]
 
@@ -95,6 +97,24 @@ class CleanCommand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeCommand:
+    """Serve directories over HTTP, or print the description of the interface; the fields are those of Settings."""
+
+    roots: tuple[RootSpec, ...] = ()
+    addresses: tuple[str, ...] = ()
+    port: int
+    plain: bool = False
+    plain_anywhere: bool = False
+    token_file: Path | None = None
+    certificate: Path | None = None
+    connections: int
+    most_body: int
+    patience: float
+    openapi: bool = False
+    output: Output = field(default_factory=Output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DemoCommand:
     """Show a move over a hostile link, without a node; `size` is in bytes."""
 
@@ -115,6 +135,7 @@ Command = (
     | PluginsCommand
     | NodesCommand
     | CleanCommand
+    | ServeCommand
     | DemoCommand
     | CompletionCommand
 )
@@ -127,6 +148,10 @@ def parse(argv: Sequence[str]) -> Command:
     if strays:
         what = "unknown option" if strays[0].startswith("-") else "this word is out of place:"
         raise UsageError(f"{what} {printable(strays[0])}", remedy=f"See `rrmove {words.command} --help`")
+    return _command(words)
+
+
+def _command(words: argparse.Namespace) -> Command:
     parsed: Command
     match words.command:
         case "auto":
@@ -156,6 +181,21 @@ def parse(argv: Sequence[str]) -> Command:
                 target=words.target,
                 older_than=words.older_than,
                 access=_access(words),
+                output=_output(words),
+            )
+        case "serve":
+            parsed = ServeCommand(
+                roots=tuple(words.roots or ()),
+                addresses=tuple(words.addresses or ()),
+                port=words.port,
+                plain=words.plain,
+                plain_anywhere=words.plain_anywhere,
+                token_file=words.token_file,
+                certificate=words.certificate,
+                connections=words.max_connections,
+                most_body=words.max_body,
+                patience=words.patience,
+                openapi=words.openapi,
                 output=_output(words),
             )
         case "demo":

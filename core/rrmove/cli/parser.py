@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrmove.cli.text import printable
-from rrmove.cli.values import duration, hex_digest, names, rate, size
+from rrmove.cli.values import count, duration, hex_digest, names, port, rate, root, size
 from rrmove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ Look, and move nothing
     probe NODE...         what nodes offer
     plugins               the transports, and what is wrong with the others
     nodes                 the nodes that can be named
+Serve
+    serve --root NAME=DIR this machine's directories, over HTTP
 Care
     clean NODE            remove what interrupted moves left on a node
     demo                  see a move over a link that keeps breaking
@@ -77,6 +79,24 @@ CLEAN = """\
 Remove the part files that interrupted moves left on a node, and print what
 was removed. Files that were moved are not touched; a move whose part file is
 gone starts over."""
+
+SERVE = """\
+Serve directories of this machine over HTTP, to those who have the token: files
+with ranges and digests, and uploads that can be resumed and take their name
+only when all of it was verified. TLS with a certificate of its own, which
+clients know by its fingerprint. Ends at SIGTERM or Ctrl-C. The log, a JSON
+object a line, goes to stderr."""
+
+SERVE_EXAMPLES = """\
+A root is NAME=DIRECTORY, to be read; with :w to be written, with :rw both.
+
+    rrmove serve --root data=/data:rw
+    rrmove serve --root models=/srv/models --root inbox=/srv/inbox:w
+    rrmove serve --root data=/data --plain --listen 100.64.0.7
+
+The token and the certificate are made at the first start, beside the state
+file `serve-PORT.json` in ~/.local/state/rrmove.
+"""
 
 COMPLETION = "Print the completion script of a shell."
 COMPLETION_EXAMPLES = """\
@@ -174,12 +194,52 @@ def build_parser() -> Parser:
     _add_access(clean)
     _add_output(clean, "print one JSON object")
 
+    _add_serve(command("serve", "serve directories of this machine", SERVE, SERVE_EXAMPLES))
+
     demo = command("demo", "show a move over a link that keeps breaking; needs no node")
     demo.add_argument("--size", type=size, default="64M", help="how large a file to move (default: 64M)")
 
     completion = command("completion", "print a completion script", COMPLETION, COMPLETION_EXAMPLES)
     completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"), help="for which shell")
     return top
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument(
+        "--root", dest="roots", metavar="NAME=DIR", type=root, action="append", help="what to serve: NAME=DIR[:r|w|rw]"
+    )
+    serve.add_argument("--openapi", action="store_true", help="print the description of the interface, and end")
+    where = serve.add_argument_group("where")
+    where.add_argument(
+        "--listen",
+        dest="addresses",
+        metavar="ADDRESS",
+        action="append",
+        help="an address of this machine (default: all)",
+    )
+    where.add_argument("--port", type=port, default=8780, help="the port; 0 takes a free one (default: 8780)")
+    where.add_argument(
+        "--plain", action="store_true", help="no TLS; on loopback (the default then) and Tailscale addresses only"
+    )
+    where.add_argument(
+        "--plain-anywhere", action="store_true", help="no TLS, on any address: the token can be overheard"
+    )
+    secrets = serve.add_argument_group("secrets")
+    secrets.add_argument("--token-file", metavar="FILE", type=Path, help="the token; made if it is not there")
+    secrets.add_argument("--certificate", metavar="FILE", type=Path, help="key and certificate (PEM); made likewise")
+    limits = serve.add_argument_group("limits")
+    limits.add_argument("--max-connections", metavar="N", type=count, default=256, help="at once (default: 256)")
+    limits.add_argument(
+        "--max-body", metavar="SIZE", type=size, default="64MiB", help="of one PUT at most (default: 64MiB)"
+    )
+    limits.add_argument(
+        "--patience",
+        metavar="SECONDS",
+        type=duration,
+        default=20.0,
+        help="a client may be silent this long (default: 20)",
+    )
+    _add_output(serve, "print where it serves as one JSON object")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -224,7 +284,7 @@ def _add_output(parser: argparse.ArgumentParser, json: str, *, verbosity: bool =
         volume.add_argument("-v", "--verbose", action="store_true", help="say all that happens")
 
 
-COMMANDS = ("auto", "plan", "probe", "plugins", "nodes", "clean", "demo", "completion")
+COMMANDS = ("auto", "plan", "probe", "plugins", "nodes", "clean", "serve", "demo", "completion")
 
 
 def check_command(argv: Sequence[str]) -> None:

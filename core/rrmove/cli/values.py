@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from rrmove.errors import UsageError
 
+if TYPE_CHECKING:
+    from rrmove.serving.roots import RootSpec
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.ASCII)
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -33,6 +38,27 @@ def size(text: str) -> int:
     if (count := parse_size(text)) < 1:
         raise UsageError(f"{text!r} is nothing to move", remedy="Name a size above zero, as 64M")
     return count
+
+
+def count(text: str) -> int:
+    """Read a number above zero. Raises UsageError."""
+    if not _NUMBER.fullmatch(text) or not int(text):
+        raise UsageError(f"{text!r} is no number", remedy="Write a whole number above zero")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """Read a TCP port; 0 stands for any that is free. Raises UsageError."""
+    if not _NUMBER.fullmatch(text) or int(text) > 65535:
+        raise UsageError(f"{text!r} is no port", remedy="Write a number from 0 to 65535")
+    return int(text)
+
+
+def root(text: str) -> RootSpec:
+    """Read a root to serve, NAME=DIR or NAME=DIR:rw. Raises UsageError."""
+    from rrmove.serving.roots import RootSpec
+
+    return RootSpec.parse(text)
 
 
 def names(text: str) -> tuple[str, ...]:
