@@ -5,8 +5,8 @@ to a node to receive one there. Blocking sockets, a thread for each connection, 
 bytes where it can: measured twice as fast as an event loop, and with TLS more than that.
 
     GET, HEAD  PATH                     the file: Range (one), If-Range, ETag; 200, 206, 416
-    PUT        PATH                     Content-Range: bytes A-B/SIZE, written at A, a repeat does no harm; 204 with
-                                        X-CRC32 over what was written, so that the sender may see what was altered
+    PUT        PATH                     Content-Range: bytes A-B/SIZE, written at A, a repeat does no harm; 204
+                                        without Content-Digest, or where it is right (sha-256), else 422: once more
     DELETE     PATH                     the client has done; the server ends. X-Trouble: why, where it has not
 
 Every request needs `Authorization: Bearer TOKEN`; all else is 401, and does not count as life. A connection that
@@ -14,6 +14,7 @@ stands still for `patience` seconds is closed; a server with `idle` ends after s
 has the token was connected. Whatever it is told, it reads and writes this one file.
 """
 
+import base64
 import errno
 import hashlib
 import hmac
@@ -25,7 +26,6 @@ import struct
 import sys
 import threading
 import time
-import zlib
 
 HEAD = 16384  # bytes that the head of a request may have
 MOST = 64  # connections at a time
@@ -326,12 +326,13 @@ class Visit:
             raise Rejected(400, "Content-Range has to name the size of the file, and Content-Length the span's")
         if self.buffer is None:
             self.buffer = memoryview(bytearray(PIECE))
-        crc, at = 0, start
+        digest, at = digest_in(fields.get("content-digest", "")), start
+        sha = None if digest is None else hashlib.sha256()
         while at < stop:
             got = self.some(min(PIECE, stop - at))
             view = self.buffer[:got]
-            if self.plain:
-                crc = zlib.crc32(view, crc)
+            if sha is not None:
+                sha.update(view)
             try:
                 while view:
                     wrote = os.pwrite(self.server.fd, view, at)
@@ -339,7 +340,7 @@ class Visit:
                     view = view[wrote:]
             except OSError as error:
                 raise Rejected(507 if error.errno in REFUSE["disk"] else 500, error.strerror or str(error))
-        self.answer(204, [("X-CRC32", "%08x" % crc)] if self.plain else [])
+        self.answer(204 if sha is None or sha.digest() == digest else 422)
 
     def some(self, most):
         """Fill the buffer up to `most`; gives how much is there, which is that much unless it began with leftovers."""
@@ -359,7 +360,8 @@ class Visit:
 
 WORDS = {
     200: "OK", 204: "No Content", 206: "Partial Content", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
-    405: "Method Not Allowed", 416: "Range Not Satisfiable", 500: "Internal Server Error", 507: "Insufficient Storage",
+    405: "Method Not Allowed", 416: "Range Not Satisfiable", 422: "Unprocessable Content",
+    500: "Internal Server Error", 507: "Insufficient Storage",
 }  # fmt: skip
 
 
@@ -375,6 +377,17 @@ def span_of(text, size):
         return int(first), min(size, int(last) + 1) if last else size
     except ValueError:
         return None
+
+
+def digest_in(text):
+    """Read a Content-Digest field (RFC 9530): the SHA-256 in it, None where there is none."""
+    name, _, value = text.strip().partition("=:")
+    if name.lower() != "sha-256" or not value.endswith(":"):
+        return None
+    try:
+        return base64.b64decode(value[:-1], validate=True)
+    except ValueError:
+        raise Rejected(400, "Content-Digest is no digest")
 
 
 def content_range(text):
