@@ -15,13 +15,15 @@ PIECE = 64 << 10
 class Proxy:
     """Relay connections to a port of 127.0.0.1; what goes there is harmed, what comes back is not.
 
-    Bytes are counted over all connections. A bit is flipped after every `flip_every` bytes, `flips` times at
-    most; after `stall_after` bytes nothing goes through any more; a connection is closed after `cut_after` of its own.
+    Bytes are counted over all connections. A bit is flipped after every `flip_every` bytes, `flips` times at most,
+    in pieces of more than `least`; after `stall_after` bytes nothing goes through any more; a connection is closed
+    after `cut_after` of its own.
     """
 
     port: int = 0
     flip_every: int | None = None
     flips: int = 1 << 30
+    least: int = PIECE // 2
     stall_after: int | None = None
     cut_after: int | None = None
     passed: int = 0
@@ -82,11 +84,12 @@ class Proxy:
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+            end.close()  # what was not read makes a reset of it, so that nobody waits for room
 
     def _flip(self, data: bytearray) -> None:
         before, self.passed = self.passed, self.passed + len(data)
         every = self.flip_every
-        # In the middle of a full piece, which is a body's and not a head's
-        if every and len(data) > PIECE // 2 and before // every != self.passed // every and self.flipped < self.flips:
+        # In the middle of a large piece, which is a body's and not a head's
+        if every and len(data) > self.least and before // every != self.passed // every and self.flipped < self.flips:
             data[len(data) // 2] ^= 0x10
             self.flipped += 1

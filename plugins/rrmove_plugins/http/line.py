@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rrmove import Range
 
-PATIENCE = 5.0  # s in which neither side moves a byte: then a connection is dead, or the server hangs
+PATIENCE = 4.0  # s in which neither side moves a byte: then a connection is dead, or the server hangs
 LOOK = 1.0  # s between two looks whether what was sent is still on its way
 PIECE = 256 << 10  # bytes encrypted at once; larger brought nothing
 HEAD = 16 << 10  # bytes that the head of an answer may have

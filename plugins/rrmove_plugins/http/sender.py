@@ -12,7 +12,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from rrmove import RTT, ConnectionLost, Fatal, IntegrityError, Range, TransportError, Unusable
+from rrmove import RTT, ConnectionLost, Fatal, IntegrityError, Range, Transient, TransportError, Unusable
 from rrmove_plugins.http.line import Line, Stalled
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ ENOUGH = {200, 201, 204}
 class Sender:
     """One attempt at a door. `run()` returns once every span was acknowledged.
 
-    Raises Unusable where the door cannot be used: `reached` tells whether it ever could.
+    Raises Unusable where the door cannot be used: `reached` tells whether it ever could; Transient where it could
+    until something had been brought.
     """
 
     def __init__(self, job: Job, fd: int, door: Door) -> None:
@@ -55,6 +56,7 @@ class Sender:
         self._lines: set[Line] = set()
         self._spare: Line | None = None
         self._change = threading.Condition()
+        self._gained = False
         self.reached = False
 
     async def run(self) -> None:
@@ -152,7 +154,7 @@ class Sender:
         node = self._job.request.node.name
         if status in ENOUGH:
             with self._change:
-                self._faults = 0
+                self._faults, self._gained = 0, True
                 self._flying -= 1
                 self._change.notify_all()
             self._tell(self._job.progress, span.length)
@@ -252,8 +254,9 @@ class Sender:
             lost = ConnectionLost(node, "http", what, round(line.age, 2), line.carried)
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._job.emit, lost)
-        if hopeless:
-            self._fail(Unusable(f"{self._door.name} cannot be used: {what}", node=node, tried=f"PUT {self._door.name}"))
+        if hopeless:  # what has brought something is worth another try, with a new receiver
+            kind = Transient if self._gained else Unusable
+            self._fail(kind(f"{self._door.name} cannot be used: {what}", node=node, tried=f"PUT {self._door.name}"))
 
     def _fail(self, error: TransportError | IntegrityError) -> None:
         with self._change:
