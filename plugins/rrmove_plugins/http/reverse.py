@@ -34,7 +34,7 @@ MOST_STREAMS, PER_STREAM = (
     8,
     0.015,
 )  # and on long ways, where each is bound by its window, one for so many s of round trip
-FIRST_BYTE = 1.0  # s, and four round trips, beyond the start within which the first byte has to be asked for
+FIRST_BYTE = 0.7  # s, and four round trips, beyond the start within which the first byte has to be asked for
 SILENCE = 8.0  # s without a byte, after which the puller is given up; it gives up its connections after 5
 START = 10.0  # s that a node may take to start a Python
 LOOK = 0.25  # s between two looks at the clock

@@ -95,7 +95,8 @@ class Sender:
                 line = self._connected()
             except (OSError, ValueError) as error:
                 self._put_back(span)
-                self._fault(f"no connection: {error.strerror if isinstance(error, OSError) else error}", None)
+                said = "it does not answer" if isinstance(error, TimeoutError) else str(error)
+                self._fault(f"no connection: {said}", None)
                 continue
             except TransportError as error:
                 self._put_back(span)
