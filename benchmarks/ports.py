@@ -49,7 +49,7 @@ def _scp(lab: Lab, path: Path) -> float:
 
 
 def _rrmove(lab: Lab, path: Path, transport: str, tls: str) -> Result:
-    argv = [RRMOVE, "auto", "--json", "--only", transport, path, "open:/root/in.bin"]
+    argv: list[str | Path] = [RRMOVE, "auto", "--json", "--only", transport, path, "open:/root/in.bin"]
     env = {"RRMOVE_HTTP_TLS": tls} if tls else {}
     begun = time.monotonic()
     started = last = begun

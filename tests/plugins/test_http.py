@@ -146,6 +146,29 @@ async def test_the_node_pulls_where_its_port_is_taken(
     nothing_left(embedded, source)
 
 
+async def test_a_pull_keeps_the_rate_limit_and_its_cancellation_leaves_no_puller(
+    embedded: EmbeddedNode, source: Path
+) -> None:
+    reached, begun = asyncio.Event(), time.monotonic()
+
+    def look(event: Event) -> None:
+        if isinstance(event, Progressed) and event.durable >= 8 * MIB:
+            reached.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        moving = asyncio.create_task(move(source, embedded, taken.getsockname()[1], rate=10e6, on_event=look))
+        await asyncio.wait({asyncio.create_task(reached.wait()), moving}, timeout=30, return_when="FIRST_COMPLETED")
+        assert reached.is_set()
+        assert not moving.done()
+        assert time.monotonic() - begun > 0.7 * 8 * MIB / 10e6
+        assert strangers(embedded.home)
+        moving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await moving
+    assert gone(embedded.home)
+    assert not (embedded.home / source.name).exists()
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
 @pytest.mark.parametrize("tls", [TLS, PLAIN])
 async def test_without_python_curl_pulls(tls: str, source: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,8 @@ import time
 
 HEAD = 16384  # bytes that the head of a request may have
 MOST = 64  # connections at a time
-PIECE = 1 << 20  # bytes moved at once
+PIECE = 1 << 20  # bytes received at once
+SLICE = 1 << 18  # bytes sent at once: often enough to be seen on a slow link
 REFUSE = {"disk": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
@@ -117,7 +118,8 @@ class OneShot:
 
     `writable` says which way: to receive or to give. `pay(count)` is called before so many bytes are
     sent, and may block or raise OSError; `moved(start, stop)` after they have left, `kept(start, stop)` once a
-    client that got them has come back for more or ended well.
+    client that got them has come back for more or ended well. `asked()` is called for each connection of
+    somebody who has the token, `slice` is how many bytes are sent at once.
     """
 
     def __init__(
@@ -130,6 +132,8 @@ class OneShot:
         self.size = os.fstat(fd).st_size
         self.etag = '"%s"' % hashlib.sha256(("%s %d" % (token, self.size)).encode("utf-8")).hexdigest()[:16]
         self.done = threading.Event()
+        self.asked = None
+        self.slice = SLICE
         self.trouble = None
         self.over = False
         self.guard = threading.Lock()
@@ -208,6 +212,8 @@ class OneShot:
             if not visit.known:
                 visit.known = True
                 self.known += 1
+                if self.asked is not None:
+                    self.asked()
 
 
 class Visit:
@@ -305,9 +311,8 @@ class Visit:
     def give(self, start, stop):
         server, at = self.server, start
         while at < stop:
-            step = min(PIECE, stop - at)
+            step = min(server.slice, stop - at)
             if server.pay is not None:
-                step = min(step, 1 << 18)
                 server.pay(step)
             if self.plain:
                 sent = os.sendfile(self.connection.fileno(), server.fd, at, step)

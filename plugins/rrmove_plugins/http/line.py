@@ -157,12 +157,16 @@ class Line:
         self._socket.sendall(f"{head}\r\n".encode("latin-1"))
 
     def _spliced(self, fd: int, span: Range) -> None:
-        at = span.start
+        at, queued = span.start, -1
         while at < span.stop:
             try:
                 sent = os.sendfile(self._socket.fileno(), fd, at, span.stop - at)
             except BlockingIOError as error:
-                raise Stalled(f"nothing was taken for {PATIENCE:g} s") from error
+                left = self._queued()
+                if left == queued:
+                    raise Stalled(f"nothing was taken for {PATIENCE:g} s") from error
+                queued = left  # a slow line: it moves, and there is no room yet
+                continue
             if not sent:
                 raise ValueError("the source has become shorter")
             at += sent
