@@ -70,6 +70,7 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 knowledge=knowledge,
                 seen=way[1],
             )
+            expected = replace(expected, note=_WAYS.get(way[0], "") + expected.note)
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
         except Exception as error:  # noqa: BLE001 - it is a guest, and must not end the plan
             refusals.append(Refusal(name, f"its capabilities are unusable: {_said(error)}"))
@@ -89,6 +90,11 @@ def require_route(plan: Plan, node: Node) -> Plan:
         tried=", ".join(refusal.transport for refusal in plan.refusals) or None,
         remedy=f"`rrmove plan` says why each was refused, `rrmove probe {node.name}` what to mend",
     )
+
+
+_WAYS: Mapping[Route, str] = MappingProxyType(
+    {"direct": "into the node's data port: ", "reverse": "the node pulls from us: "}
+)
 
 
 def _way(capabilities: Capabilities, node: Node, facts: Facts) -> tuple[Route, bool] | str:
