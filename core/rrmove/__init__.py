@@ -56,6 +56,9 @@ if TYPE_CHECKING:
         Step,
     )
     from rrmove.moving import Preview, Wishes, move, move_sync, preview, watch
+    from rrmove.oneshot.endpoint import Endpoint
+    from rrmove.oneshot.here import Serving, serve_once
+    from rrmove.oneshot.there import serve_there
     from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
@@ -108,6 +111,9 @@ _HOMES = {
         "Step",
     ),
     "moving": ("Preview", "Wishes", "move", "move_sync", "preview", "watch"),
+    "oneshot.endpoint": ("Endpoint",),
+    "oneshot.here": ("Serving", "serve_once"),
+    "oneshot.there": ("serve_there",),
     "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
@@ -133,6 +139,7 @@ __all__ = [
     "Capabilities",
     "Committed",
     "ConnectionLost",
+    "Endpoint",
     "Estimate",
     "Event",
     "Facts",
@@ -167,6 +174,7 @@ __all__ = [
     "Reply",
     "Request",
     "SSHSettings",
+    "Serving",
     "Session",
     "Source",
     "Step",
@@ -187,6 +195,8 @@ __all__ = [
     "move_sync",
     "preview",
     "probe_node",
+    "serve_once",
+    "serve_there",
     "total",
     "watch",
 ]

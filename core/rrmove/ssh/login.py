@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal, Self
 
 from rrmove.ssh import own
-from rrmove.ssh.config import argv_options, destination
+from rrmove.ssh.config import argv_options, destination, direct, effective
 from rrmove.ssh.failures import NoPython, NotOurs
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
@@ -112,6 +112,15 @@ class SSHSession:
         if self._client == "own":
             return None
         return (self._ssh, *LANE_OPTIONS, *ALONE, *self._more, *argv_options(self._node))
+
+    async def address(self) -> tuple[str, int] | None:
+        """Give host and port of the node's SSH server as we reach it; None through a proxy or jump host."""
+        config = await effective(self._node, self._ssh)
+        if config is None:  # there is no ssh to ask
+            from rrmove.ssh.embedded import direct_address
+
+            return await asyncio.to_thread(direct_address, self._node)
+        return (config.hostname, config.port) if direct(config) else None
 
     def ssh_destination(self) -> str:
         """Give the `[user@]host` word that goes with `ssh_command()`."""
