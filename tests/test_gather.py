@@ -123,7 +123,7 @@ class MemorySession:
             raise self.error
         return self.lane
 
-    async def open_lane(self) -> Lane:
+    async def open_lane(self, *, text: bool = False) -> Lane:
         raise AssertionError("one login is enough")
 
     def ssh_command(self) -> tuple[str, ...] | None:

@@ -16,6 +16,10 @@ class NoPython(Transient):
     """The node has no python3 that could run the agent; the shell floor serves there."""
 
 
+class NotClean(Transient):
+    """The connection does not carry all byte values; lanes of text serve there."""
+
+
 class NoLogin(Transient):
     """No connection could be made; the node may be down, or too many connections were tried."""
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Self
 
 from rrmove.ssh.config import argv_options, destination
-from rrmove.ssh.failures import NoPython
+from rrmove.ssh.failures import NoPython, NotClean
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
 from rrmove.ssh.openssh import ALONE, LANE_OPTIONS, start
@@ -25,7 +25,8 @@ class SSHSession:
     """Logs in to a node over SSH; see `rrmove.session.Session` for the contract.
 
     An async context manager: leaving it closes every lane. `floor` is true once the node has
-    turned out to have no python3; lanes opened from then on speak the shell floor. `begun` is a
+    turned out to have no python3; lanes opened from then on speak the shell floor. `text` is true
+    once a connection has turned out to alter bytes; from then on all lanes are of text. `begun` is a
     channel on which the agent's boot command has been started already; it becomes the first lane's.
     `more` are further flags for ssh.
     """
@@ -40,6 +41,7 @@ class SSHSession:
         more: tuple[str, ...] = (),
     ) -> None:
         self._node, self._ssh, self.embedded, self.floor = node, ssh, embedded, False
+        self.text = False
         self._lanes: list[AnyLane] = []
         self._ahead: list[AnyLane] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -78,22 +80,23 @@ class SSHSession:
         """Begin so many connections ahead; `open_lane()` will give them before it begins others."""
         self._ahead += [await self._another() for _ in range(count)]
 
-    async def open_lane(self) -> AnyLane:
-        """Begin one more connection and give its lane at once."""
-        while self._ahead:
+    async def open_lane(self, *, text: bool = False) -> AnyLane:
+        """Begin one more connection and give its lane at once; with `text` only text is on the wire."""
+        while self._ahead and not text:
             lane = self._ahead.pop(0)
             if lane.alive:
                 return lane
-        return await self._another()
+        return await self._another(text=text)
 
-    async def _another(self) -> AnyLane:
+    async def _another(self, *, text: bool = False) -> AnyLane:
         for lane in [lane for lane in self._lanes if not lane.alive]:
             self._lanes.remove(lane)
             closing = asyncio.create_task(lane.close())  # it may take a moment until its threads have noticed
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
         kind = FloorLane if self.floor else AgentLane
-        lane = kind(self._open(alone=self.opened > 0), self._node, lost=self._lost)
+        opening = self._open(alone=self.opened > 0)
+        lane = kind(opening, self._node, lost=self._lost, text=text or self.text)
         self.opened += 1
         self._lanes.append(lane)
         return lane
@@ -111,6 +114,8 @@ class SSHSession:
     def _lost(self, error: RRMoveError) -> None:
         if isinstance(error, NoPython):
             self.floor = True
+        if isinstance(error, NotClean):
+            self.text = True
 
     def _open(self, *, alone: bool) -> Open:
         """Say how a channel is opened; the first may share a master connection that the user keeps."""

@@ -44,15 +44,18 @@ READ = 256 * 1024
 GRACE = 2.0  # seconds a command has, once its connection died, to notice its closed pipes
 MEMORY = "/dev/shm"  # noqa: S108 - used through mkdtemp
 QUIET = "rrmove.testing.node.paramiko"
+SEVEN_BITS = bytes(range(128)) + b"?" * 128
 MARK = "RRMOVE_EMBEDDED_NODE"  # in the environment of each command: how close() finds what escaped its group
 
 
 class _Command:
     """One command on the node: a process group of its own, its three streams joined to a channel."""
 
-    def __init__(self, channel: paramiko.Channel, argv: list[str], env: dict[str, str], home: Path) -> None:
+    def __init__(
+        self, channel: paramiko.Channel, argv: list[str], env: dict[str, str], home: Path, table: bytes | None
+    ) -> None:
         self.finished = False  # reaped, and its output has ended
-        self._channel = channel
+        self._channel, self._table = channel, table  # what the bytes become on the way; None leaves them
         self._process = subprocess.Popen(
             argv, cwd=home, env=env, start_new_session=True, bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -74,7 +77,7 @@ class _Command:
         gone = contextlib.suppress(OSError, EOFError, SSHException)
         with gone, cast("IO[bytes]", self._process.stdin) as pipe:
             while data := self._channel.recv(WINDOW):
-                rest = memoryview(data)
+                rest = memoryview(data.translate(self._table))
                 while rest:
                     rest = rest[os.write(pipe.fileno(), rest) :]
 
@@ -99,7 +102,7 @@ class _Command:
         with contextlib.suppress(OSError, EOFError, SSHException), pipe:
             while data := os.read(pipe.fileno(), READ):
                 for start in range(0, len(data), PIECE):
-                    piece = data[start : start + PIECE]
+                    piece = data[start : start + PIECE].translate(self._table)
                     while piece:
                         sent = send(piece)
                         if not sent:
@@ -412,7 +415,7 @@ class EmbeddedNode:
             "USER": self.user, "LOGNAME": self.user, "SHELL": "/bin/sh", "TMPDIR": str(self._work / "tmp"),
             "SSH_CONNECTION": f"{peer[0]} {peer[1]} {self.host} {self.port}", MARK: self._mark,
         }  # fmt: skip
-        return _Command(channel, argv, env, self.home)
+        return _Command(channel, argv, env, self.home, SEVEN_BITS if faults.seven_bits else None)
 
     def _tools(self, hidden: frozenset[str]) -> Path:
         """Build the directory of links that PATH leads to; a repeat for the same set answers at once."""
