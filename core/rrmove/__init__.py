@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     )
     from rrmove.moving import Preview, Wishes, move, move_sync, preview, watch
     from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
+    from rrmove.program import Ended, run_program
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
     from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
@@ -109,6 +110,7 @@ _HOMES = {
     ),
     "moving": ("Preview", "Wishes", "move", "move_sync", "preview", "watch"),
     "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
+    "program": ("Ended", "run_program"),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
     "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
@@ -133,6 +135,7 @@ __all__ = [
     "Capabilities",
     "Committed",
     "ConnectionLost",
+    "Ended",
     "Estimate",
     "Event",
     "Facts",
@@ -187,6 +190,7 @@ __all__ = [
     "move_sync",
     "preview",
     "probe_node",
+    "run_program",
     "total",
     "watch",
 ]

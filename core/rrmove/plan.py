@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import estimate, link_of
 from rrmove.model import Plan, Refusal, Step
+from rrmove.probe import CLEAN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rrmove.knowledge import Knowledge, Life
     from rrmove.model import Estimate, Node, Options, Request
     from rrmove.probe import Facts
-    from rrmove.transport import Transport
+    from rrmove.transport import Capabilities, Transport
 
 FLOOR = "chunked"  # needs one open port and nothing installed: leads where nothing else is finite
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -56,7 +57,7 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
             continue
         try:
             expected = estimate(
-                transport.capabilities,
+                _on_this_way(transport.capabilities, facts),
                 missing=missing,
                 size=size,
                 link=link,
@@ -82,6 +83,16 @@ def require_route(plan: Plan, node: Node) -> Plan:
         tried=", ".join(refusal.transport for refusal in plan.refusals) or None,
         remedy=f"`rrmove plan` says why each was refused, `rrmove probe {node.name}` what to mend",
     )
+
+
+TEXT = 4 / 3  # bytes on the wire for each one where lanes have to be of text
+
+
+def _on_this_way(capabilities: Capabilities, facts: Facts) -> Capabilities:
+    """Count what a connection that is not 8-bit clean costs whoever sends over lanes."""
+    if facts.get(CLEAN) is not False or not capabilities.lanes_only:
+        return capabilities
+    return replace(capabilities, overhead=max(capabilities.overhead, TEXT))
 
 
 _RESUME = ("exact", "rescan", "none")  # the less a loss costs, the better a last resort
