@@ -124,7 +124,7 @@ class MemorySession:
         return self.lane
 
     async def open_lane(self, *, text: bool = False) -> Lane:
-        raise AssertionError("one login is enough")
+        raise AssertionError("one login is enough", text)
 
     def ssh_command(self) -> tuple[str, ...] | None:
         return None

@@ -70,9 +70,9 @@ class Base64:
             async with asyncio.TaskGroup() as group:
                 for _ in range(_lanes(job)):
                     group.create_task(_carry(job, pieces))
-        except BaseExceptionGroup as group_of_errors:
-            error = foremost(group_of_errors)
-            raise error from error.__cause__
+        except BaseExceptionGroup as several:
+            cause = foremost(several)
+            raise cause from cause.__cause__
         finally:
             os.close(fd)
 
@@ -100,8 +100,8 @@ async def _carry(job: Job, pieces: Iterator[FilePart]) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(DEPTH):
                 group.create_task(_write(job, lane, pieces))
-    except BaseExceptionGroup as group_of_errors:
-        error = foremost(group_of_errors)
+    except BaseExceptionGroup as several:
+        error = foremost(several)
         if isinstance(error, Transient):
             job.emit(ConnectionLost(job.request.node.name, Base64.name, error.what, lane.age, lane.carried))
         raise error from error.__cause__

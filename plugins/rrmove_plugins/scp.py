@@ -28,7 +28,7 @@ from rrmove import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rrmove import Facts, Probe, Request
 
@@ -146,13 +146,13 @@ async def _copy(job: Job, source: int, options: list[str], *, old: bool) -> None
     where = os.fsencode(f"{_host(job)}:{path}")
     inner = _lifted(source)
     try:
-        argv = ["scp", *flag, *options, *_limit(job), "--", f"/dev/fd/{inner}", where]
+        argv: list[str | bytes] = ["scp", *flag, *options, *_limit(job), "--", f"/dev/fd/{inner}", where]
         await _run(job, argv, (inner,), job.manifest.size)
     finally:
         os.close(inner)
 
 
-async def _run(job: Job, argv: list[str | bytes], descriptors: tuple[int, ...], size: int) -> None:
+async def _run(job: Job, argv: Sequence[str | bytes], descriptors: tuple[int, ...], size: int) -> None:
     counted = 0
 
     def progress(count: int) -> None:

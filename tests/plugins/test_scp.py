@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,6 +30,7 @@ from tests.ssh.local import processes_with, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["embedded", "own_experience", "shared"]
 
@@ -171,8 +171,6 @@ async def test_odd_names(name: str, node: str, tmp_path: Path, request: pytest.F
         ({CLEAN.name: "no"}, "the connection alters bytes, which neither sftp nor scp survives"),
     ],
 )
-def test_who_is_refused(
-    embedded: EmbeddedNode, source: Path, answers: dict[str, str], reason: str | None
-) -> None:
+def test_who_is_refused(embedded: EmbeddedNode, source: Path, answers: dict[str, str], reason: str | None) -> None:
     request = rrmove.Request(source=Source.of(source), node=node_of(embedded), options=Options())
     assert SCP().refuse(request, Facts(answers)) == reason

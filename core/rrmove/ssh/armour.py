@@ -42,7 +42,8 @@ def shell_line(script: str) -> bytes:
     """Give a shell script as one line for `printf %b`, without comments and indentation."""
     lines = [line.strip() for line in script.splitlines()]
     kept = "\n".join(line for line in lines if line and not line.startswith("#"))
-    return kept.replace("\\", "\\0134").replace("\n", "\\n").encode("ascii") + b"\n"
+    # What follows the last `#` is a comment, such as a carriage return that was added on the way.
+    return f"{kept}\n#".replace("\\", "\\0134").replace("\n", "\\n").encode("ascii") + b"\n"
 
 
 def armoured(open_channel: Open) -> Open:

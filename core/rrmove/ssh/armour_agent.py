@@ -1,4 +1,4 @@
-"""The armour's far end where the agent serves: base64 lines of a channel on one side, the agent's own pipes on the other.
+"""The armour's far end where the agent serves: base64 lines on one side, the agent's own pipes on the other.
 
 It is sent as one line before the agent's own, like the agent for Python 3.6 and the standard
 library only. It puts pipes in the place of descriptors 0 and 1, and then runs the next line.
@@ -28,7 +28,9 @@ def strip(source, sink):
                 break
             lines = (rest + got).split(b"\n")
             rest = lines.pop()
-            write(sink, b"".join(base64.b64decode(line[1:].strip(), validate=True) for line in lines if line[:1] == b"~"))
+            write(
+                sink, b"".join(base64.b64decode(line[1:].strip(), validate=True) for line in lines if line[:1] == b"~")
+            )
     except (OSError, ValueError):
         pass  # the agent sees its input end, and ends
     os.close(sink)

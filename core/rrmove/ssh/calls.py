@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 READY = b"\0RRMOVE-READY\n"
 EVERY_BYTE = bytes(range(256))  # what both sides begin with
 BYTES = b"\nRRMOVE-BYTES "
-NOT_CLEAN = b"\nRRMOVE-NOT-CLEAN\n"
-NO_PYTHON = b"\nRRMOVE-NO-PYTHON\n"
+NOT_CLEAN = b"\nRRMOVE-NOT-CLEAN"
+NO_PYTHON = b"\nRRMOVE-NO-PYTHON"
 NOISE = 64 * 1024  # what a login shell's start-up files may print before the agent speaks, bytes
 LOGIN_PATIENCE = 30.0  # s; a cold login takes 12 round trips and a slow .bashrc some seconds more
 PATIENCE = 6.0  # s without a word while calls are open; both agent and floor send a beat every second
@@ -279,7 +279,7 @@ class CallLane(abc.ABC):
         return Fatal(
             "the connection alters bytes, and not even text gets through",
             node=self._node.name,
-            remedy="Look for what is between: a forced command, a console, a proxy. A node without python3 needs base64",
+            remedy="Look for what is between, such as a forced command. A node without python3 needs base64",
         )
 
     def _await_ready(self, channel: Channel) -> None:
