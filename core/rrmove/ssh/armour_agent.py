@@ -62,5 +62,6 @@ def main():
         threading.Thread(target=duty, args=(source, sink), daemon=True).start()
 
 
-main()
-exec(zlib.decompress(base64.b64decode(io.FileIO(0, closefd=False).readline())))
+if __name__ == "__main__":
+    main()
+    exec(zlib.decompress(base64.b64decode(io.FileIO(0, closefd=False).readline())))
