@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Ports,
         Refusal,
         Request,
+        Settings,
         Source,
         SSHSettings,
         Step,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
     from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
+    from rrmove.units import Rate, Size
 
 _HOMES = {
     "care": ("clean", "probe_node"),
@@ -104,6 +106,7 @@ _HOMES = {
         "Refusal",
         "Request",
         "SSHSettings",
+        "Settings",
         "Source",
         "Step",
     ),
@@ -112,6 +115,7 @@ _HOMES = {
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
     "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
+    "units": ("Rate", "Size"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -163,11 +167,14 @@ __all__ = [
     "Progressed",
     "RRMoveError",
     "Range",
+    "Rate",
     "Refusal",
     "Reply",
     "Request",
     "SSHSettings",
     "Session",
+    "Settings",
+    "Size",
     "Source",
     "Step",
     "Transient",

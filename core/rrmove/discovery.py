@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO, cast, get_args
 
 from rrmove.model import Refusal, Resume, Route
+from rrmove.plugin_settings import declared
 from rrmove.probe import Probe
 from rrmove.transport import API_VERSION, Capabilities, Transport
 
@@ -98,7 +99,10 @@ def discover(*, environ: Mapping[str, str] = os.environ) -> Registry:
             row = _contested(row, rivals)
         else:
             row, transport = _load(each, row)
-            if transport is not None:
+            shared = _shared_settings(transport, transports)
+            if shared is not None:
+                row = replace(row, problem=f"its `settings` is the class of {shared}, too", remedy=_author(each))
+            elif transport is not None:
                 transports[each.name] = transport
         rows.append(row)
     return Registry(MappingProxyType(transports), tuple(rows))
@@ -236,10 +240,24 @@ def _complaints(transport: Any, name: str) -> Iterator[str]:
         yield f"its capabilities have resume={capabilities.resume!r}, which there is not"
     if capabilities.route not in get_args(Route):
         yield f"its capabilities have route={capabilities.route!r}, which there is not"
+    yield from _of_settings(transport)
     if not callable(transport.refuse) or inspect.iscoroutinefunction(transport.refuse):
         yield "its `refuse` is no plain method"
     if not inspect.iscoroutinefunction(transport.send):
         yield "its `send` is no `async def` method"
+
+
+def _of_settings(transport: Any) -> Iterator[str]:
+    try:
+        declared(transport)
+    except TypeError as error:
+        yield f"its `settings` {error}"
+
+
+def _shared_settings(transport: Any, others: Mapping[str, Any]) -> str | None:
+    """Name the transport that has the same class of settings: they could not be told apart."""
+    kind = getattr(transport, "settings", None)
+    return next((name for name, other in others.items() if kind and getattr(other, "settings", None) is kind), None)
 
 
 def _contested(row: PluginRow, rivals: list[Registered]) -> PluginRow:

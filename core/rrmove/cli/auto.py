@@ -103,6 +103,7 @@ async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
             limit_rate=options.limit_rate,
             deadline=options.deadline,
             sha256=options.sha256,
+            settings={each.name: each.value for each in options.settings},
             inventory=errand.inventory,
             ssh=command.access.ssh,
             on_event=seen,

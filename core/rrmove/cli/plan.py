@@ -46,6 +46,7 @@ async def _look(command: PlanCommand) -> Preview:
         limit_rate=options.limit_rate,
         deadline=options.deadline,
         sha256=options.sha256,
+        settings={each.name: each.value for each in options.settings},
         inventory=inventory,
         ssh=access.ssh,
     )
