@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _Kind = TypeVar("_Kind")
 
+PATIENCE = 300.0  # s; chosen: longer than any node was seen to hash or to be silent in a life of its link
 DATA_PORT = 8780  # the fleet's HTTP data server
 TORRENT_PORT = 6881  # BitTorrent's and its DHT's customary port
 
@@ -161,7 +162,10 @@ class Options:
 
     `only` and `without` are transport names; `limit_rate` is in bytes a second; `deadline` in
     seconds from the start; `sha256` the whole file's expected digest in hex; `settings` what
-    transports are told for this move.
+    transports are told for this move; `plugins` transports that are not installed: classes,
+    objects, or paths of Python files; `patience` the seconds in which a transport has to report a
+    byte or to end; `alone` says that nobody else in this program starts processes, so that those
+    which a transport leaves behind can be told and ended.
     """
 
     only: tuple[str, ...] = ()
@@ -170,6 +174,9 @@ class Options:
     deadline: float | None = None
     sha256: str | None = None
     settings: tuple[Given, ...] = ()
+    plugins: tuple[object, ...] = ()
+    patience: float = PATIENCE
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

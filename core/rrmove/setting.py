@@ -125,7 +125,7 @@ class Setting:
             await asyncio.sleep(0)
             limits = [rate for rate in (options.limit_rate, node.limit_rate) if rate]
             limiter = TokenBucket(min(limits) if limits else None)
-            registry = discover()
+            registry = await asyncio.to_thread(discover, extra=options.plugins)
             told = settled(registry.transports, (*node.settings, *options.settings), problems=registry.refusals)
             request = replace(request, settings=told)
             yield cls(request, session, registry, load_hooks(), Experience(), limiter, on_event)

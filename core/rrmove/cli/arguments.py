@@ -74,6 +74,7 @@ class PluginsCommand:
     """List the transports, or show the one called `name`."""
 
     name: str | None = None
+    plugins: tuple[str, ...] = ()
     output: Output = field(default_factory=Output)
 
 
@@ -150,7 +151,7 @@ def parse(argv: Sequence[str]) -> Command:
         case "probe":
             parsed = ProbeCommand(nodes=tuple(words.nodes_named), access=_access(words), output=_output(words))
         case "plugins":
-            parsed = PluginsCommand(name=words.name, output=_output(words))
+            parsed = PluginsCommand(name=words.name, plugins=tuple(words.plugins or ()), output=_output(words))
         case "nodes":
             parsed = NodesCommand(names=words.names, access=_access(words), output=_output(words))
         case "clean":
@@ -183,6 +184,7 @@ def _options(words: argparse.Namespace) -> Options:
         deadline=words.deadline,
         sha256=words.sha256,
         settings=tuple(given(name, value) for name, value in words.settings or ()),
+        plugins=tuple(words.plugins or ()),
     )
 
 

@@ -159,6 +159,7 @@ def build_parser() -> Parser:
 
     plugins = command("plugins", "list the transports that are installed", PLUGINS)
     plugins.add_argument("name", metavar="NAME", nargs="?", help="a transport, to see its settings")
+    _add_plugin(plugins)
     _add_output(plugins, "print one JSON object a line and transport")
     plugins.add_argument("-v", "--verbose", action="store_true", help="show the traceback of what failed to load")
 
@@ -191,6 +192,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_argument_group("which transports")
     choice.add_argument("--only", metavar="A,B", type=names, action="append", help="try none but these")
     choice.add_argument("--without", metavar="A,B", type=names, action="append", help="do not try these")
+    _add_plugin(choice)
     choice.add_argument(
         "-o",
         dest="settings",
@@ -207,6 +209,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HEX",
         type=hex_digest,
         help="what `sha256sum` prints for the file; checked at both ends",
+    )
+
+
+def _add_plugin(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        metavar="FILE",
+        action="append",
+        help="a Python file with a transport that is not installed",
     )
 
 

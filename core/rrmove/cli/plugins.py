@@ -25,7 +25,7 @@ def run(command: PluginsCommand) -> int:
     from rrmove.discovery import discover
     from rrmove.plugin_settings import declared
 
-    registry = discover()
+    registry = discover(extra=command.plugins)
     rows: Sequence[PluginRow] = registry.rows
     if command.name is not None:
         rows = _named(command.name, rows)
