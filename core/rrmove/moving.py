@@ -35,10 +35,10 @@ class Wishes(TypedDict, total=False):
     (`{"http.port": 8080}`, before all else that says so); `plugins` are transports that are not
     installed (classes, objects, or paths of Python files); a transport that reports nothing for
     `patience` seconds is stopped (default: 300); `alone` says that nothing else in this program
-    starts processes, so that those which a transport leaves behind are ended; `inventory` is what `load_inventory()` gives
-    (default: the user's own); `ssh` is "auto", "openssh" or "paramiko"; `on_event` is called with
-    each event, in the event loop. `begun` is a login that was started ahead
-    (`rrmove.ssh.openssh.start`).
+    starts processes, so that those which a transport leaves behind are ended; `inventory` is what
+    `load_inventory()` gives (default: the user's own); `ssh` is "auto", "openssh" or "paramiko";
+    `on_event` is called with each event, in the event loop. `begun` is a login that was started
+    ahead (`rrmove.ssh.openssh.start`).
     """
 
     only: Sequence[str]
