@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         ConnectionLost,
         Event,
         Finished,
+        LeftBehind,
         Planned,
         Probed,
         Progressed,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
         Ports,
         Refusal,
         Request,
+        Settings,
         Source,
         SSHSettings,
         Step,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
     from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
+    from rrmove.units import Rate, Size
 
 _HOMES = {
     "care": ("clean", "probe_node"),
@@ -83,6 +86,7 @@ _HOMES = {
         "ConnectionLost",
         "Event",
         "Finished",
+        "LeftBehind",
         "Planned",
         "Probed",
         "Progressed",
@@ -105,6 +109,7 @@ _HOMES = {
         "Refusal",
         "Request",
         "SSHSettings",
+        "Settings",
         "Source",
         "Step",
     ),
@@ -114,6 +119,7 @@ _HOMES = {
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
     "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
+    "units": ("Rate", "Size"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -148,6 +154,7 @@ __all__ = [
     "Knowledge",
     "Landing",
     "Lane",
+    "LeftBehind",
     "Life",
     "Limiter",
     "Manifest",
@@ -166,11 +173,14 @@ __all__ = [
     "Progressed",
     "RRMoveError",
     "Range",
+    "Rate",
     "Refusal",
     "Reply",
     "Request",
     "SSHSettings",
     "Session",
+    "Settings",
+    "Size",
     "Source",
     "Step",
     "Transient",

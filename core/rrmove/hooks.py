@@ -18,7 +18,8 @@ import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from rrmove.discovery import allowed, quiet_stdout, registered
+from rrmove.discovery import allowed, registered
+from rrmove.guests import quiet_stdout
 from rrmove.model import Plan, Refusal, Step
 
 if TYPE_CHECKING:

@@ -9,14 +9,26 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
-from rrmove.containment import Tally, contained, kind_of
-from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, UsageError
-from rrmove.events import AttemptFailed, AttemptStarted, Committed, Finished, Planned, Progressed, Verified, Waiting
+from rrmove.children import children, end
+from rrmove.containment import Lease, Tally, contained, kind_of
+from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
+from rrmove.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Committed,
+    Finished,
+    LeftBehind,
+    Planned,
+    Progressed,
+    Verified,
+    Waiting,
+)
 from rrmove.landing import PartFile, locate
 from rrmove.model import Attempt, GiveUp, Outcome, Plan, Succeed, Try
 from rrmove.plan import make_plan, require_route
 from rrmove.policy import next_action
 from rrmove.probe import Facts
+from rrmove.ssh.openssh import running
 from rrmove.transport import Job
 
 if TYPE_CHECKING:
@@ -143,21 +155,29 @@ class Run:
         transport, node = self.setting.registry.transports[name], self.request.node.name
         before, started, clock = manifests.total(missing), time.time(), time.monotonic()
         tally = Tally(self.setting.emit, node, self.manifest.size, before)
-        self.landing.foreign = self.landing.foreign or not transport.capabilities.lanes_only
+        # Only of our own do we know that they write through lanes alone; a stranger may be wrong about itself.
+        tame = name in self.setting.registry.own and transport.capabilities.lanes_only
+        self.landing.foreign = self.landing.foreign or not tame
+        lease = Lease(self.session)
         self.setting.emit(AttemptStarted(node, name, before, self.manifest.size))
         job = Job(
             request=self.request,
             manifest=self.manifest,
             missing=tuple(missing),
             facts=self.facts,
-            session=self.session,
+            session=lease,
             landing=self.landing,
             limiter=self.setting.limiter,
             progress=tally.progress,
             sent=tally.sent,
             emit=tally.emit,
         )
-        error = await contained(transport.send(job), tally, node, name)
+        options = self.request.options
+        others = children() if options.alone else frozenset()
+        error = await contained(transport.send(job), tally, lease, name, options.patience)
+        lease.end()
+        if options.alone and (left := children() - others - running()):
+            self.setting.emit(LeftBehind(node, name, await end(left)))
         lives = tally.lives
         self.lives += lives
         try:
@@ -171,15 +191,16 @@ class Run:
                 missing = ()
         except RRMoveError as trouble:
             error = error if isinstance(error, Fatal | IntegrityError) else trouble
-        left = manifests.total(missing)
-        if error is None and left:
-            error = Transient(f"{name} returned, but {left} bytes are missing on the node", node=node)
+        lacking = manifests.total(missing)
+        if error is None and lacking:
+            said = f"{name} returned as if all were there, but {lacking} bytes are missing on the node"
+            error = Transient(said, node=node) if lacking < before else Unusable(said, node=node)
         attempt = Attempt(
             transport=name,
             started=started,
             seconds=time.monotonic() - clock,
             bytes_sent=tally.bytes_sent,
-            gained=max(0, before - left),
+            gained=max(0, before - lacking),
             error=str(error) if error else None,
             failure=kind_of(error),
         )

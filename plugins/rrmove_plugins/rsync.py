@@ -78,7 +78,8 @@ class Rsync:
         if ssh is None:
             raise Unusable("rsync needs the ssh program", node=job.request.node.name)
         start = await self._append_from(job)
-        mode = ["--append"] if start is not None else ["--inplace", "--no-whole-file"]
+        # The part has the source's size, and may have its time: rsync must not take that for sameness.
+        mode = ["--append"] if start is not None else ["--inplace", "--no-whole-file", "--ignore-times"]
         if start == 0:
             mode = ["--inplace", "--whole-file"]
         argv = [

@@ -35,13 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     accept_any_name()
     try:
-        code = dispatch(parse(words))
+        try:
+            command = parse(words)
+        except SystemExit as end:  # argparse ends so after --help and --version; nobody else may
+            return end.code if isinstance(end.code, int) else 1
+        code = dispatch(command)
         sys.stdout.flush()
     except BrokenPipeError:
         failure.let_the_reader_go()
         return 1
-    except SystemExit as end:  # argparse ends so after --help and --version
-        return end.code if isinstance(end.code, int) else 1
     except BaseException as error:  # noqa: BLE001 - the last frame before the user: see failure.py
         return failure.report(error, words)
     return code

@@ -9,6 +9,7 @@ from rrmove.cli.parser import build_parser, check_command
 from rrmove.cli.text import printable
 from rrmove.errors import UsageError
 from rrmove.model import Options
+from rrmove.plugin_settings import given
 
 if TYPE_CHECKING:
     import argparse
@@ -70,8 +71,10 @@ class ProbeCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginsCommand:
-    """List the transports."""
+    """List the transports, or show the one called `name`."""
 
+    name: str | None = None
+    plugins: tuple[str, ...] = ()
     output: Output = field(default_factory=Output)
 
 
@@ -148,7 +151,7 @@ def parse(argv: Sequence[str]) -> Command:
         case "probe":
             parsed = ProbeCommand(nodes=tuple(words.nodes_named), access=_access(words), output=_output(words))
         case "plugins":
-            parsed = PluginsCommand(output=_output(words))
+            parsed = PluginsCommand(name=words.name, plugins=tuple(words.plugins or ()), output=_output(words))
         case "nodes":
             parsed = NodesCommand(names=words.names, access=_access(words), output=_output(words))
         case "clean":
@@ -180,6 +183,8 @@ def _options(words: argparse.Namespace) -> Options:
         limit_rate=words.limit_rate,
         deadline=words.deadline,
         sha256=words.sha256,
+        settings=tuple(given(name, value) for name, value in words.settings or ()),
+        plugins=tuple(words.plugins or ()),
     )
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rrmove.cli.text import say
 
@@ -32,7 +32,10 @@ def run(main: Coroutine[Any, Any, T], *, tidy: Callable[[], None] = lambda: None
     # Outside the runner, whose end may take a while: it waits for threads that hash or connect.
     with stop.listening(), asyncio.Runner() as runner:
         try:
-            return runner.run(stop.watch(main))
+            try:
+                return runner.run(stop.watch(main))
+            except SystemExit as end:
+                return cast("T", stop.go_on(runner, end))
         except asyncio.CancelledError:
             if stop.asked:
                 raise KeyboardInterrupt from None
@@ -54,6 +57,19 @@ class _Stop:
             main.close()
             raise asyncio.CancelledError
         return await main
+
+    def go_on(self, runner: asyncio.Runner, end: BaseException) -> Any:
+        """Let the loop turn on: a task of some plugin wanted to end the program, and asyncio had let it.
+
+        Whoever awaits that task hears of it; `main` is not its business.
+        """
+        task = self._task
+        while task is not None and not task.done():
+            try:
+                return runner.get_loop().run_until_complete(task)
+            except SystemExit as another:
+                end = another
+        raise end
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

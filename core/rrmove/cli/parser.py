@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrmove.cli.text import printable
-from rrmove.cli.values import duration, hex_digest, names, rate, size
+from rrmove.cli.values import duration, hex_digest, names, rate, setting, size
 from rrmove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -72,6 +72,10 @@ where no transport can serve."""
 PROBE = """\
 Look at nodes, all at once, and show what was found there. Exits with 1 where
 a node could not be reached."""
+
+PLUGINS = """\
+List the transports that are installed, and what is wrong with those that
+cannot be used; or show one of them, with its settings and their defaults."""
 
 CLEAN = """\
 Remove the part files that interrupted moves left on a node, and print what
@@ -153,7 +157,9 @@ def build_parser() -> Parser:
     _add_access(probe)
     _add_output(probe, "print one JSON object a line and node")
 
-    plugins = command("plugins", "list the transports that are installed")
+    plugins = command("plugins", "list the transports that are installed", PLUGINS)
+    plugins.add_argument("name", metavar="NAME", nargs="?", help="a transport, to see its settings")
+    _add_plugin(plugins)
     _add_output(plugins, "print one JSON object a line and transport")
     plugins.add_argument("-v", "--verbose", action="store_true", help="show the traceback of what failed to load")
 
@@ -186,6 +192,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_argument_group("which transports")
     choice.add_argument("--only", metavar="A,B", type=names, action="append", help="try none but these")
     choice.add_argument("--without", metavar="A,B", type=names, action="append", help="do not try these")
+    _add_plugin(choice)
+    choice.add_argument(
+        "-o",
+        dest="settings",
+        metavar="NAME.KEY=VALUE",
+        type=setting,
+        action="append",
+        help="set something of a transport; `rrmove plugins NAME` lists what there is",
+    )
     limits = parser.add_argument_group("limits and checks")
     limits.add_argument("--limit-rate", metavar="RATE", type=rate, help="bytes a second at most: 50M, 800k, 1.5G")
     limits.add_argument("--deadline", metavar="SECONDS", type=duration, help="give up after this long: 90, 30m, 2h")
@@ -194,6 +209,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HEX",
         type=hex_digest,
         help="what `sha256sum` prints for the file; checked at both ends",
+    )
+
+
+def _add_plugin(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        metavar="FILE",
+        action="append",
+        help="a Python file with a transport that is not installed",
     )
 
 

@@ -41,6 +41,14 @@ LANE_OPTIONS = (
 ALONE = ("-o", "ControlPath=none")
 
 
+_running: set[int] = set()
+
+
+def running() -> frozenset[int]:
+    """Give the process ids of all the `ssh` processes that channels of this process have."""
+    return frozenset(_running)
+
+
 def start(
     node: Node, command: str, *, ssh: str = "ssh", alone: bool = False, more: tuple[str, ...] = ()
 ) -> OpenSSHChannel:
@@ -74,6 +82,7 @@ class OpenSSHChannel:
                 node=node.name,
                 remedy="Install the OpenSSH client, or use `--ssh paramiko`",
             ) from error
+        _running.add(self._process.pid)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout
@@ -130,6 +139,7 @@ class OpenSSHChannel:
             with contextlib.suppress(ProcessLookupError):  # it may end in this very moment
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        _running.discard(self._process.pid)
 
     def close(self) -> None:
         """Release the descriptors once no thread uses them any more."""

@@ -53,6 +53,9 @@ class Faults:
     """What the node's home can hold. As root, at start: a tmpfs of that size (whole pages, at least one), mounted
     with private propagation and unmounted at close. Otherwise, or where mounting fails: a limit on the size of
     each file (RLIMIT_FSIZE), so a writer sees EFBIG instead of ENOSPC, and `df` tells nothing."""
+    file_bytes: int | None = None
+    """How large a file on the node may get (RLIMIT_FSIZE): a writer sees EFBIG, as it sees ENOSPC where the disk
+    is full. Needs no root; holds for commands that are started from then on."""
     rate: float | None = None
     """Bytes a second, in each direction, shared by all connections of the node."""
     rtt: float = 0.0

@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, cast
@@ -298,6 +299,27 @@ class EmbeddedNode:
         if resized and not _mount("-o", f"remount,{_size(faults.disk_bytes)}", str(self.home)):
             raise OSError(f"{self.home} holds more than {faults.disk_bytes} bytes already")
 
+    @property
+    def temporary(self) -> Path:
+        """Where programs on the node have their temporary files, to be looked at from outside."""
+        return self._work / "tmp"
+
+    def processes(self) -> dict[int, str]:
+        """Give the processes that run on the node, with their command lines."""
+        from .outside import marked
+
+        return marked(f"{MARK}={self._mark}")
+
+    def limit_files(self, most: int | None) -> None:
+        """Let no file on the node get larger than `most` bytes, for what runs there already, too; None lifts it."""
+        import resource
+
+        self.faults = replace(self.faults, file_bytes=most)
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if most is None else most, hard))
+
     def start(self) -> None:
         """Open the node; a repeat does nothing. Raises OSError where no port or directory can be had."""
         if self._running:
@@ -404,10 +426,12 @@ class EmbeddedNode:
     def _spawn(self, channel: paramiko.Channel, argv: list[str], peer: tuple[str, int]) -> _Command:
         """Start a command as the present faults have it; raises OSError where the machine cannot."""
         faults = self.faults
-        if faults.disk_bytes is not None and not self._mounted:
+        limits = [faults.file_bytes, None if self._mounted else faults.disk_bytes]
+        most = min((limit for limit in limits if limit is not None), default=None)
+        if most is not None:
             # A process that ignores SIGXFSZ gets EFBIG; ulimit counts in blocks of 512 bytes.
             limit = 'trap \'\' XFSZ; ulimit -f "$0" && exec "$@"'
-            argv = ["/bin/sh", "-c", limit, str(faults.disk_bytes // 512), *argv]
+            argv = ["/bin/sh", "-c", limit, str(most // 512), *argv]
         hidden = faults.hidden_tools
         path = str(self._tools(hidden)) if hidden else ":".join(SEARCHED)
         env = {
