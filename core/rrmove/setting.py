@@ -128,7 +128,9 @@ class Setting:
             registry = await asyncio.to_thread(discover, extra=options.plugins)
             told = settled(registry.transports, (*node.settings, *options.settings), problems=registry.refusals)
             request = replace(request, settings=told)
-            yield cls(request, session, registry, load_hooks(), Experience(), limiter, on_event)
+            hooks = load_hooks()
+            request = replace(request, node=await hooks.addressed(request.node))
+            yield cls(request, session, registry, hooks, Experience(), limiter, on_event)
 
     def emit(self, event: Event) -> None:
         """Tell whoever watches."""
@@ -171,6 +173,12 @@ class Setting:
     def forget_facts(self) -> None:
         """Drop what was known of the node: an attempt has contradicted it."""
         self.experience.forget_facts(self.request.node.name)
+
+    async def prepare(self) -> None:
+        """Let hooks make the source ready before it is read. Raises RejectedError."""
+        if self.hooks.preparing:
+            await self.hooks.prepare(self.request.source)
+            self.request = replace(self.request, source=Source.of(self.request.source.path))
 
     def manifest(self) -> Manifest:
         """Hash the source. Blocks. Raises UsageError where it cannot be read or has changed."""

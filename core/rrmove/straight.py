@@ -52,6 +52,7 @@ class Run:
     manifest: Manifest = field(init=False)
     facts: Facts = field(default_factory=Facts)
     aside: list[asyncio.Task[Any]] = field(default_factory=list)
+    judging: asyncio.Task[None] = field(init=False)
     landing: PartFile = field(init=False)
     knowledge: Knowledge = field(init=False)
     plan: Plan = field(default_factory=lambda: Plan(()))
@@ -78,7 +79,10 @@ class Run:
     async def straight(self) -> None:
         """Take the request to its end; returns when the file stands under its name, verified."""
         await self.look()
+        self.judging = asyncio.create_task(self.setting.hooks.validate(self.request.source))
+        self.aside.append(self.judging)
         if await self.landing.arrived():
+            await self.judging
             self.reused = self.manifest.size
             self.destination, self.digest = self.landing.place.target, self._digest()
             return
@@ -94,6 +98,8 @@ class Run:
         self.reused = self.manifest.size - manifests.total(missing)
         self.setting.emit(Progressed(self.request.node.name, self.reused, self.manifest.size))
         while True:
+            if self.judging.done():
+                self.judging.result()  # a file that is turned down need not be sent
             match next_action(
                 self.plan,
                 self.attempts,
@@ -106,6 +112,7 @@ class Run:
                     await self._wait(after, why)
                     missing = await self._attempt(step.transport, missing)
                     if self.digest is not None:
+                        await self.judging
                         return
                 case Succeed():
                     missing = await self._land()
@@ -124,6 +131,7 @@ class Run:
         self.aside.append(looking)
         if not only_look:
             self.aside.append(asyncio.create_task(self.setting.begin_lanes()))
+            await self.setting.prepare()
         checking = asyncio.to_thread(self._check_expected)
         self.manifest, _ = await asyncio.gather(asyncio.to_thread(self.setting.manifest), checking)
         options = self.request.options
@@ -227,6 +235,7 @@ class Run:
                 self.attempts[-1] = replace(last, error=str(self.last_error), failure="integrity")
             return missing
         self.setting.emit(Verified(node, self._digest()))
+        await self.judging
         try:
             self.destination = await self.landing.commit()
         except Transient as error:
