@@ -296,7 +296,7 @@ def _ordered(manager: PluginManager, name: str) -> Iterator[_Hook]:
 
 
 def _list(hook: _Hook, **offered: object) -> list[object]:
-    """Call a hook and go through what it gives, which may be a generator, where both can be stopped."""
+    """Call a hook and go through what it gives, where both may fail or hang."""
     answer = hook(**offered)
     return [] if answer is None else list(cast("Iterable[object]", answer))
 
