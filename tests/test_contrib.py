@@ -7,9 +7,16 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    Process = subprocess.Popen[bytes]
 
 ROOT = Path(__file__).parent.parent
 CONTRIB = ROOT / "contrib"
@@ -54,15 +61,42 @@ def test_rrmove_and_they_are_the_installed_ones(python: Path) -> None:
         assert Path(line).is_relative_to(python.parents[1])
 
 
+@pytest.fixture(scope="module")
+def suites(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, tuple[Process, Path]]]:
+    """Start all suites at the same time, as most of theirs is waiting; gives each with what it says."""
+    said = tmp_path_factory.mktemp("said")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with ExitStack() as stack:
+        started = {}
+        for name in DISTRIBUTIONS:
+            options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", CONTRIB / name]
+            options += ["-o", "asyncio_mode=auto", "--import-mode=importlib", "--basetemp", said / f"{name}.tmp"]
+            out = stack.enter_context((said / name).open("w"))
+            process = subprocess.Popen(
+                [python, "-m", "pytest", *options, CONTRIB / name / "tests"],
+                env={
+                    **os.environ,
+                    "PATH": path,
+                    "PYTHONPATH": "",
+                    "RRMOVE_PLUGINS": name,
+                },  # the others are not at work
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            started[name] = process, said / name
+        yield started
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_it_passes_its_own_suite(name: str, python: Path) -> None:
-    options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", CONTRIB / name]
-    options += ["-o", "asyncio_mode=auto", "--import-mode=importlib"]
-    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": ""}
-    environ["RRMOVE_PLUGINS"] = name  # the others are not at work
-    said = run(python, "-m", "pytest", *options, CONTRIB / name / "tests", env=environ)
-    assert " passed" in said
-    assert "skipped" not in said, said
+def test_it_passes_its_own_suite(name: str, suites: Mapping[str, tuple[Process, Path]]) -> None:
+    process, said = suites[name]
+    status = process.wait()
+    text = said.read_text()
+    assert status == 0, text
+    assert " passed" in text
+    assert "skipped" not in text, text
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)

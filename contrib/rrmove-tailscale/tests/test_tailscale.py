@@ -16,6 +16,7 @@ from rrmove.testing import EmbeddedNode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+BOTH = ["100.101.102.3", "fd7a:115c:a1e0::3"]
 CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))
 
 
@@ -63,21 +64,20 @@ def test_nonsense_has_no_peers(answer: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("node", "found"),
+    ("node", "hosts"),
     [
-        (rrmove.Node(name="GPU-3"), True),
-        (rrmove.Node(name="trainer", ssh=rrmove.SSHSettings(host="gpu-3.tail0000.ts.net")), True),
-        (rrmove.Node(name="trainer", addresses=(rrmove.Address("100.101.102.3"),)), True),
-        (rrmove.Node(name="gpu-4"), False),  # it is offline
-        (rrmove.Node(name="stranger"), False),
+        (rrmove.Node(name="GPU-3"), BOTH),
+        (rrmove.Node(name="trainer", ssh=rrmove.SSHSettings(host="gpu-3.tail0000.ts.net")), BOTH),
+        (rrmove.Node(name="trainer", addresses=(rrmove.Address("100.101.102.3"),)), BOTH),
+        (rrmove.Node(name="gpu-4"), []),  # it is offline
+        (rrmove.Node(name="stranger"), []),
     ],
 )
 def test_whose_addresses_are_known(
-    node: rrmove.Node, found: bool, tailscale: Callable[[str], None], tmp_path: Path
+    node: rrmove.Node, hosts: list[str], tailscale: Callable[[str], None], tmp_path: Path
 ) -> None:
     tailscale(saying("running", tmp_path))
-    hosts = [address.host for address in hooks.rrmove_addresses(node)]
-    assert hosts == (["100.101.102.3", "fd7a:115c:a1e0::3"] if found else [])
+    assert [address.host for address in hooks.rrmove_addresses(node)] == hosts
 
 
 def test_of_two_with_one_name_neither_is_guessed(tailscale: Callable[[str], None], tmp_path: Path) -> None:
@@ -118,4 +118,4 @@ def test_rrmove_finds_the_peers_and_moves_to_one(tailscale: Callable[[str], None
         assert tagged.name == "gpu-3"
         outcome = rrmove.move_sync(source, "gpu-3", inventory=inventory)
         assert (embedded.home / "model.pth").read_bytes() == source.read_bytes()
-    assert [a.host for a in outcome.request.node.addresses] == ["100.101.102.3", "fd7a:115c:a1e0::3"]
+    assert [address.host for address in outcome.request.node.addresses] == BOTH

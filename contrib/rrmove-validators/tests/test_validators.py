@@ -162,7 +162,7 @@ def test_a_database_in_use_is_turned_down(
         reader.execute("SELECT * FROM t").fetchone()
         writer.execute("INSERT INTO t VALUES (1)")
         writer.commit()
-        with pytest.raises(AssertionError, match="in use|locked"):
+        with pytest.raises(AssertionError, match=r"in use|locked"):
             raise AssertionError(rrmove_prepare(rrmove.Source.of(path)))
 
 
@@ -203,6 +203,6 @@ def test_in_real_moves(tmp_path: Path, database: tuple[Path, sqlite3.Connection]
         assert rows(embedded.home / path.name) == 1000
         rrmove.move_sync(good, node)
         assert (embedded.home / "good.npz").read_bytes() == NPZ
-        with pytest.raises(rrmove.RejectedError, match="rrmove-validators.*bad.npz.*cut short"):
+        with pytest.raises(rrmove.RejectedError, match=r"rrmove-validators.*bad\.npz.*cut short"):
             rrmove.move_sync(bad, node)
         assert not (embedded.home / "bad.npz").exists()
