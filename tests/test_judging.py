@@ -228,6 +228,8 @@ def test_nobody_is_asked_for_a_name_that_the_files_have() -> None:
         raise AssertionError("plugins were asked")
 
     inventory = Inventory(nodes={"mine": Node(name="mine")}, ssh_hosts=("host",), others=asked)
+    assert inventory.resolve("a@192.0.2.1")[0][0].name == "192.0.2.1"
+    assert inventory.resolve("host.example.com")[0][0].name == "host.example.com"
     assert inventory.resolve("mine")[0][0].name == "mine"
     assert inventory.resolve("host")[0][0].name == "host"
 
