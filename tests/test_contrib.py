@@ -69,7 +69,7 @@ def suites(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
     with ExitStack() as stack:
         started = {}
         for name in DISTRIBUTIONS:
-            options = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", CONTRIB / name]
+            options: list[str | Path] = ["-q", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", CONTRIB / name]
             options += ["-o", "asyncio_mode=auto", "--import-mode=importlib", "--basetemp", said / f"{name}.tmp"]
             out = stack.enter_context((said / name).open("w"))
             process = subprocess.Popen(

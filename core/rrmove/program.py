@@ -50,8 +50,9 @@ async def run_program(
 
     What the node has on its disk is reported as progress meanwhile: what programs print is only
     what they have sent. Descriptor 3 is taken; stdin is empty, the locale C.UTF-8; `environ` comes
-    on top. Raises Unusable where the program cannot be started. When it is cancelled, or we are
-    killed, the program ends with everything that it started.
+    on top. One that is not installed ends with status 127, as in a shell; Unusable where not even
+    that can be started. When it is cancelled, or we are killed, the program ends with everything
+    that it started.
     """
     try:
         process = await asyncio.create_subprocess_exec(

@@ -10,6 +10,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rrmove.errors import Fatal, RRMoveError, Transient
 from rrmove.session import FilePart
@@ -192,6 +194,22 @@ def test_lines_are_short_and_whole() -> None:
     assert echo.read(6) == b"noise\n"
     assert echo.read(256 * 101 + 1) == EVERY_BYTE * 101
     assert echo.read(1) == b""
+
+
+@given(
+    pieces=st.lists(st.binary(max_size=9000), max_size=6),
+    noise=st.lists(st.binary(max_size=20).map(lambda data: data.replace(b"\n", b"").lstrip(b"~")), max_size=3),
+    size=st.integers(1, 7000),
+)
+def test_what_goes_in_comes_out_however_it_is_cut(pieces: list[bytes], noise: list[bytes], size: int) -> None:
+    inner = Memory()
+    armour = Armour(inner)
+    armour.write(b"far end\n")
+    for piece in pieces:
+        armour.write(piece)
+    greeting = b"".join(line + b"\r\n" for line in noise)
+    echo = Armour(Memory(greeting + inner.written.removeprefix(b"far end\n")))
+    assert b"".join(iter(lambda: echo.read(size), b"")) == greeting + b"".join(pieces)
 
 
 @pytest.mark.parametrize("line", [b"~AAA\n", b"~?AAA\n", b"~\xff\n"])
