@@ -103,6 +103,20 @@ async def test_who_turns_a_file_down_or_cannot_judge_is_named_and_nothing_is_com
         assert not any(isinstance(event, Planned) for event in seen)  # it was not even begun
 
 
+async def test_what_is_turned_down_while_it_is_sent_is_sent_no_further(
+    node: EmbeddedNode, install: Install, tmp_path: Path
+) -> None:
+    install("@hookimpl\ndef rrmove_validate(source):\n    time.sleep(0.5)\n    return 'it does not open'\n")
+    path = source_of(tmp_path, os.urandom(20_000_000))
+    place = Node(name="embedded", ssh=SSHSettings(config=node.ssh_config))
+    began, before = time.monotonic(), node.bytes_in
+    with pytest.raises(rrmove.RejectedError):
+        await rrmove.move(path, place, limit_rate=1e6)  # for 20 s
+    assert time.monotonic() - began < 10
+    assert node.bytes_in - before < 10_000_000
+    assert not (node.home / "model.bin").exists()
+
+
 async def test_a_file_that_is_there_already_is_judged_too(node: EmbeddedNode, install: Install, tmp_path: Path) -> None:
     (node.home / "model.bin").write_bytes(b"x" * 100_000)
     install("@hookimpl\ndef rrmove_validate(source):\n    return 'it does not open'\n")
@@ -149,7 +163,8 @@ async def test_what_is_prepared_is_what_is_sent(node: EmbeddedNode, install: Ins
 async def test_a_file_that_changes_while_it_is_judged_is_not_committed(
     node: EmbeddedNode, install: Install, tmp_path: Path
 ) -> None:
-    install("@hookimpl\ndef rrmove_validate(source):\n    source.path.write_bytes(b'y' * 100_000)\n")
+    overwrite = "with open(source.path, 'r+b') as file:\n        file.write(b'y' * 100_000)"
+    install(f"@hookimpl\ndef rrmove_validate(source):\n    {overwrite}\n")
     error, seen = await move(source_of(tmp_path), node)
     assert isinstance(error, rrmove.RRMoveError)
     assert "was changed" in str(error)

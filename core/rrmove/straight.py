@@ -32,7 +32,7 @@ from rrmove.ssh.openssh import running
 from rrmove.transport import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from rrmove.knowledge import Knowledge, Life
     from rrmove.manifest import Manifest, Range
@@ -98,8 +98,6 @@ class Run:
         self.reused = self.manifest.size - manifests.total(missing)
         self.setting.emit(Progressed(self.request.node.name, self.reused, self.manifest.size))
         while True:
-            if self.judging.done():
-                self.judging.result()  # a file that is turned down need not be sent
             match next_action(
                 self.plan,
                 self.attempts,
@@ -110,7 +108,7 @@ class Run:
             ):
                 case Try(step, after, why):
                     await self._wait(after, why)
-                    missing = await self._attempt(step.transport, missing)
+                    missing = await self._unless_rejected(self._attempt(step.transport, missing))
                     if self.digest is not None:
                         await self.judging
                         return
@@ -120,6 +118,18 @@ class Run:
                         return
                 case GiveUp(reason):
                     await self._give_up(reason)
+
+    async def _unless_rejected(self, attempt: Coroutine[Any, Any, Sequence[Range]]) -> Sequence[Range]:
+        """Await an attempt, and end it where the file is turned down meanwhile: it need not be sent."""
+        sending = asyncio.create_task(attempt)
+        try:
+            await asyncio.wait({sending, self.judging}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                await self.judging
+            return await sending
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
     async def look(self, *, only_look: bool = False) -> None:
         """Hash the source and look at the node, at the same time, in one login.
