@@ -81,9 +81,10 @@ def declared(transport: Transport | type[Transport], name: str | None = None) ->
     kind: Any = getattr(transport, "settings", None)
     if kind is None:
         return ()
+    params: Any = getattr(kind, "__dataclass_params__", None)
     if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
         raise TypeError("is no dataclass")
-    if not vars(kind)["__dataclass_params__"].frozen:
+    if not params.frozen:
         raise TypeError("is not frozen: write `@dataclass(frozen=True)`")
     try:
         hints = get_type_hints(kind, include_extras=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
+from rrmove.containment import run_to_end
 from rrmove.testing.faults import Faults
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def survives(  # noqa: C901  one small function for each fault
             self.missing: int | None = None
 
         def attempt(self, what: str, faults: Faults, **sending: object) -> Result:
-            result = asyncio.run(bench.attempt(self.source, faults=faults, **sending))
+            result = run_to_end(bench.attempt(self.source, faults=faults, **sending))
             earned(result, what)
             if self.missing is not None and result.before > self.missing:
                 fail(f"{what}: what was there before has gone: {self.missing} bytes were missing, then {result.before}")
