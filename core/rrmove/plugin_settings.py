@@ -73,7 +73,7 @@ class Declared:
             ) from error
 
 
-def declared(transport: Transport | type[Transport], name: str | None = None) -> tuple[Declared, ...]:
+def declared(transport: Transport, name: str | None = None) -> tuple[Declared, ...]:
     """List the settings that a transport declares, in their order; none where it has no `settings`.
 
     Raises TypeError, with a clause about `settings`, where they are none that can be set.
