@@ -58,6 +58,9 @@ ODD = "-odd 'name' \"$(touch oops)\" *?;&|<>#\\`\n\té:1.bin"
 NOT_TEXT = b"not-utf8-\xff\xfe.bin"
 
 
+_serving: set[str] = set()  # transports that do not refuse on this machine: asked once, as it takes a login
+
+
 class TransportSuite:
     """The contract as tests. Join by subclassing, with a fixture `transport` that gives yours.
 
@@ -87,7 +90,9 @@ class TransportSuite:
         bench = Bench(
             transport, rrmove_node, tmp_path / "sources", settings=self.settings, patience=self.patience
         )  # fmt: skip
-        self._serves(bench)
+        if transport.name not in _serving:
+            self._serves(bench)
+            _serving.add(transport.name)
         return bench
 
     # What it is
