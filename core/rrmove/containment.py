@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
 from rrmove.events import ConnectionLost, Progressed
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rrmove.events import Emit, Event
     from rrmove.model import FailureKind, Node
     from rrmove.session import Lane, Session
+
+_T = TypeVar("_T")
 
 STOPPING = 10.0  # s that a transport has to end in once it was cancelled
 
@@ -106,10 +108,10 @@ async def contained(
 ) -> RRMoveError | None:
     """Await a transport and give its error; what it should not have raised makes it Unusable.
 
-    One that neither ends nor reports a byte for `patience` seconds is cancelled and counts as
-    Transient; one that blocks the event loop for so long is interrupted, where that is possible
-    (see `rrmove.watchdog`). Where it does not even stop then, what it holds of the session is
-    taken from it.
+    One that neither ends nor reports a byte for `patience` seconds is cancelled, and counts as
+    Transient where it has sent anything, else as Unusable. One that blocks the event loop for so
+    long is interrupted, where that is possible (see `rrmove.watchdog`). Where it does not even
+    stop then, what it holds of the session is taken from it.
     """
     node = lease.node.name
     task = asyncio.ensure_future(_guarded(work))
@@ -120,7 +122,8 @@ async def contained(
                 await asyncio.wait({task}, timeout=max(min(1.0, patience), left))
                 if not task.done() and time.monotonic() - tally.heard > patience:
                     await _stop(task, lease)
-                    return Transient(f"{name} moved nothing for {patience:g} s and was stopped", node=node)
+                    said = f"{name} moved nothing for {patience:g} s and was stopped"
+                    return Transient(said, node=node) if tally.bytes_sent else Unusable(said, node=node)
     finally:
         if not task.done():
             await _stop(task, lease)
@@ -141,6 +144,37 @@ async def contained(
     wrapped = Unusable(said, node=node)
     wrapped.__cause__ = error
     return wrapped
+
+
+def run_to_end(main: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine in an event loop of its own, as `asyncio.run()` does.
+
+    A task of some plugin that wants to end the program does not: see `turn_on`.
+    """
+    with asyncio.Runner() as runner:
+        task = runner.get_loop().create_task(main)
+
+        async def whole() -> _T:
+            return await task
+
+        try:
+            return runner.run(whole())
+        except SystemExit as end:
+            return turn_on(runner.get_loop(), task, end)
+
+
+def turn_on(loop: asyncio.AbstractEventLoop, task: asyncio.Task[_T], end: SystemExit) -> _T:
+    """Let the loop turn on until `task` is done, after a SystemExit has stopped it.
+
+    asyncio lets that of any task through. Whoever awaits the task that raised it hears of it all
+    the same, and the program is not its business. Raises it where `task` itself did.
+    """
+    while not task.done():
+        try:
+            return loop.run_until_complete(task)
+        except SystemExit as another:
+            end = another
+    raise end
 
 
 class _Exited(Exception):  # noqa: N818  it carries one

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from rrmove import manifest as manifests
+from rrmove.containment import run_to_end
 from rrmove.errors import Fatal, RRMoveError
 from rrmove.model import PATIENCE, Options
 from rrmove.plugin_settings import given
@@ -98,7 +99,7 @@ async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack
 
 def move_sync(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> Outcome:
     """Do what `move()` does, and block meanwhile; for programs without an event loop."""
-    return asyncio.run(move(source, target, **wishes))
+    return run_to_end(move(source, target, **wishes))
 
 
 async def watch(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> AsyncGenerator[Event]:

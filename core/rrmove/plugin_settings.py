@@ -73,7 +73,7 @@ class Declared:
             ) from error
 
 
-def declared(transport: Transport | type[Transport], name: str | None = None) -> tuple[Declared, ...]:
+def declared(transport: Transport, name: str | None = None) -> tuple[Declared, ...]:
     """List the settings that a transport declares, in their order; none where it has no `settings`.
 
     Raises TypeError, with a clause about `settings`, where they are none that can be set.
@@ -81,9 +81,10 @@ def declared(transport: Transport | type[Transport], name: str | None = None) ->
     kind: Any = getattr(transport, "settings", None)
     if kind is None:
         return ()
+    params: Any = getattr(kind, "__dataclass_params__", None)
     if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
         raise TypeError("is no dataclass")
-    if not vars(kind)["__dataclass_params__"].frozen:
+    if not params.frozen:
         raise TypeError("is not frozen: write `@dataclass(frozen=True)`")
     try:
         hints = get_type_hints(kind, include_extras=True)

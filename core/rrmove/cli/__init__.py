@@ -15,6 +15,7 @@ from rrmove.cli.arguments import (
     Command,
     CompletionCommand,
     DemoCommand,
+    NewPluginCommand,
     NodesCommand,
     PlanCommand,
     PluginsCommand,
@@ -71,6 +72,10 @@ def dispatch(command: Command) -> int:
             from rrmove.cli import plugins
 
             code = plugins.run(command)
+        case NewPluginCommand():
+            from rrmove.cli import newplugin
+
+            code = newplugin.run(command)
         case NodesCommand():
             from rrmove.cli import nodes
 

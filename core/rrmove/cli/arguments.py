@@ -79,6 +79,14 @@ class PluginsCommand:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewPluginCommand:
+    """Write a distribution for a new transport."""
+
+    name: str
+    directory: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodesCommand:
     """List the nodes; `names` prints nothing but their names."""
 
@@ -116,6 +124,7 @@ Command = (
     | PlanCommand
     | ProbeCommand
     | PluginsCommand
+    | NewPluginCommand
     | NodesCommand
     | CleanCommand
     | DemoCommand
@@ -123,7 +132,7 @@ Command = (
 )
 
 
-def parse(argv: Sequence[str]) -> Command:
+def parse(argv: Sequence[str]) -> Command:  # noqa: C901  a case for each command
     """Read a command line. Raises UsageError; ends with SystemExit after --help and --version."""
     check_command(argv)
     words, strays = build_parser().parse_known_args(argv)
@@ -152,6 +161,8 @@ def parse(argv: Sequence[str]) -> Command:
             parsed = ProbeCommand(nodes=tuple(words.nodes_named), access=_access(words), output=_output(words))
         case "plugins":
             parsed = PluginsCommand(name=words.name, plugins=tuple(words.plugins or ()), output=_output(words))
+        case "plugin":
+            parsed = NewPluginCommand(name=words.name, directory=words.directory)
         case "nodes":
             parsed = NodesCommand(names=words.names, access=_access(words), output=_output(words))
         case "clean":

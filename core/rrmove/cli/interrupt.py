@@ -35,7 +35,7 @@ def run(main: Coroutine[Any, Any, T], *, tidy: Callable[[], None] = lambda: None
             try:
                 return runner.run(stop.watch(main))
             except SystemExit as end:
-                return cast("T", stop.go_on(runner, end))
+                return cast("T", stop.turn_on(runner, end))
         except asyncio.CancelledError:
             if stop.asked:
                 raise KeyboardInterrupt from None
@@ -58,18 +58,13 @@ class _Stop:
             raise asyncio.CancelledError
         return await main
 
-    def go_on(self, runner: asyncio.Runner, end: BaseException) -> Any:
-        """Let the loop turn on: a task of some plugin wanted to end the program, and asyncio had let it.
+    def turn_on(self, runner: asyncio.Runner, end: SystemExit) -> Any:
+        """Go on after some task of a plugin wanted to end the program."""
+        from rrmove.containment import turn_on
 
-        Whoever awaits that task hears of it; `main` is not its business.
-        """
-        task = self._task
-        while task is not None and not task.done():
-            try:
-                return runner.get_loop().run_until_complete(task)
-            except SystemExit as another:
-                end = another
-        raise end
+        if self._task is None:
+            raise end
+        return turn_on(runner.get_loop(), self._task, end)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

@@ -33,6 +33,8 @@ Look, and move nothing
     probe NODE...         what nodes offer
     plugins               the transports, and what is wrong with the others
     nodes                 the nodes that can be named
+Extend
+    plugin new NAME       begin a transport of your own
 Care
     clean NODE            remove what interrupted moves left on a node
     demo                  see a move over a link that keeps breaking
@@ -76,6 +78,10 @@ a node could not be reached."""
 PLUGINS = """\
 List the transports that are installed, and what is wrong with those that
 cannot be used; or show one of them, with its settings and their defaults."""
+
+PLUGIN = """\
+Write a distribution with a transport that works as it is, its entry point,
+its tests and a CI file: to be changed into one of your own."""
 
 CLEAN = """\
 Remove the part files that interrupted moves left on a node, and print what
@@ -163,6 +169,13 @@ def build_parser() -> Parser:
     _add_output(plugins, "print one JSON object a line and transport")
     plugins.add_argument("-v", "--verbose", action="store_true", help="show the traceback of what failed to load")
 
+    plugin = command("plugin", "begin a transport of your own", PLUGIN)
+    new = plugin.add_subparsers(dest="deed", metavar="new NAME", required=True).add_parser(
+        "new", help="write a distribution", description=PLUGIN, allow_abbrev=False
+    )
+    new.add_argument("name", metavar="NAME", help="what the transport is called, as in --only NAME")
+    new.add_argument("--directory", metavar="DIR", help="where to write it (default: rrmove-NAME)")
+
     nodes = command("nodes", "list the nodes that can be named")
     nodes.add_argument("--names", action="store_true", help="print nothing but the names")
     _add_access(nodes, login=False)
@@ -249,7 +262,7 @@ def _add_output(parser: argparse.ArgumentParser, json: str, *, verbosity: bool =
         volume.add_argument("-v", "--verbose", action="store_true", help="say all that happens")
 
 
-COMMANDS = ("auto", "plan", "probe", "plugins", "nodes", "clean", "demo", "completion")
+COMMANDS = ("auto", "plan", "probe", "plugins", "plugin", "nodes", "clean", "demo", "completion")
 
 
 def check_command(argv: Sequence[str]) -> None:

@@ -16,8 +16,9 @@ from rrmove.landing import PartFile, locate
 from rrmove.model import Node, Options, Request, Source, SSHSettings
 from rrmove.moving import move
 from rrmove.plugin_settings import given, settled
+from rrmove.probe import Facts
 from rrmove.rate import TokenBucket
-from rrmove.setting import ALWAYS, log_in, look_at
+from rrmove.setting import log_in, look_at
 from rrmove.testing.faults import Faults
 from rrmove.transport import Job
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from rrmove.errors import RRMoveError
     from rrmove.manifest import Manifest, Range
     from rrmove.model import Outcome
-    from rrmove.probe import Facts
     from rrmove.session import Session
     from rrmove.testing.node import EmbeddedNode
     from rrmove.transport import Transport
@@ -192,12 +192,14 @@ class Bench:
 
     @asynccontextmanager
     async def trial(self, source: Path, destination: str = "") -> AsyncIterator[Trial]:
-        """Log in and look at the node, for an attempt that is taken apart."""
+        """Log in and find out what the transport needs to know, for an attempt that is taken apart."""
         request = self.request(source, destination)
         made = manifests.build(source, request.source.size)
-        probes = {probe.name: probe for probe in (*ALWAYS, *self.transport.needs)}
+        needs = {probe.name: probe for probe in self.transport.needs}
         async with log_in(self.target) as session:
-            facts = await look_at(session, probes.values(), grace=None, emit=lambda _: None)
+            facts = Facts()
+            if needs:
+                facts = await look_at(session, needs.values(), grace=None, emit=lambda _: None)
             yield Trial(self, session, request, made, facts)
 
     async def attempt(self, source: Path, *, faults: Faults = FAULTLESS, **sending: Any) -> Result:

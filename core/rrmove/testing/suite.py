@@ -15,10 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +31,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import pytest
 
+from rrmove.containment import run_to_end
 from rrmove.errors import IntegrityError, RRMoveError, TransportError
 from rrmove.fitness import made
 from rrmove.probe import Facts
@@ -52,6 +57,9 @@ SLACK = 64 << 10  # bytes by which a claim of progress may be off: a write that 
 MARK = "RRMOVE_SUITE"
 ODD = "-odd 'name' \"$(touch oops)\" *?;&|<>#\\`\n\té:1.bin"
 NOT_TEXT = b"not-utf8-\xff\xfe.bin"
+
+
+_serving: set[str] = set()  # transports that do not refuse on this machine: asked once, as it takes a login
 
 
 class TransportSuite:
@@ -83,7 +91,9 @@ class TransportSuite:
         bench = Bench(
             transport, rrmove_node, tmp_path / "sources", settings=self.settings, patience=self.patience
         )  # fmt: skip
-        self._serves(bench)
+        if transport.name not in _serving:
+            self._serves(bench)
+            _serving.add(transport.name)
         return bench
 
     # What it is
@@ -93,6 +103,19 @@ class TransportSuite:
         _, problem = made(transport)
         if problem is not None:
             _fail(transport, f"{problem}. See docs/transports.md for what it has to be")
+
+    def test_its_distribution_is_fit_to_be_loaded(self, transport: Transport) -> None:
+        """Where it is installed, a new process finds it, in time, and under a name that nobody else has."""
+        argv = [sys.executable, "-m", "rrmove", "plugins", "--json"]
+        said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        rows = [row for row in map(json.loads, said.stdout.splitlines()) if row["name"] == transport.name]
+        if not rows:
+            pytest.skip(f"no installed distribution registers {transport.name}")
+        row = rows[0]
+        if row["problem"]:
+            _fail(transport, f"as installed, {row['problem']}. {row['remedy']}")
+        if row["remedy"]:
+            _fail(transport, f"{row['remedy']}")
 
     def test_it_refuses_nothing_for_want_of_facts(self, bench: Bench) -> None:
         """With everything unknown it answers None, twice the same, and at once."""
@@ -370,6 +393,7 @@ class TransportSuite:
 
     def test_any_order_of_cuts_kills_and_retries(self, bench: Bench) -> None:
         """A state machine of faults: whatever was there stays or is sent again, and no success is unearned."""
+        gc.collect()  # see the machine: it holds for pytest's own parsing of what is imported, too
         pytest.importorskip("hypothesis")
         from rrmove.testing.machine import survives
 
@@ -420,7 +444,11 @@ class TransportSuite:
         )
         for what, look, remedy in places:
             if not until(lambda look=look: not look(), 4.0):  # type: ignore[misc]
-                _fail(bench.transport, f"it left {what} behind: {', '.join(sorted(look()))[:300]}. {remedy}")
+                there = ", ".join(sorted(look()))[:300]
+                for pid in {*marked(_mark()), *bench.node.processes()} - had_here - had_there:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                _fail(bench.transport, f"it left {what} behind: {there}. {remedy}")
 
     def _told(self, transport: Transport, result: Result) -> None:
         """Look at what it reported while it worked."""
@@ -445,7 +473,7 @@ class TransportSuite:
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(work)
+    return run_to_end(work)
 
 
 def _mark() -> str:
@@ -529,8 +557,6 @@ def _earned(bench: Bench, result: Result, what: str) -> None:
 @contextlib.contextmanager
 def _printed() -> Iterator[Callable[[], str]]:
     """Collect what is printed to stdout, by Python and by whoever has the descriptor."""
-    import sys
-
     with tempfile.TemporaryFile(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as file:  # noqa: S108
         saved = os.dup(1)
         python = tempfile.SpooledTemporaryFile(mode="w+", max_size=1 << 20)  # noqa: SIM115  closed below
