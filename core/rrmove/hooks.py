@@ -136,8 +136,9 @@ class Hooks:
     async def addressed(self, node: Node) -> Node:
         """Ask everyone for further addresses of a node, and give it with them. Raises nothing."""
         addresses = dict.fromkeys(node.addresses)
-        for hook in self._of("rrmove_addresses"):
-            outcome = await _aside(partial(_list, hook, node=node), ANSWER_TIME)
+        hooks = self._of("rrmove_addresses")
+        asked = (_aside(partial(_list, hook, node=node), ANSWER_TIME) for hook in hooks)
+        for hook, outcome in zip(hooks, await asyncio.gather(*asked), strict=True):
             addresses |= dict.fromkeys(self._came(hook, outcome, Address))
         return node if len(addresses) == len(node.addresses) else replace(node, addresses=tuple(addresses))
 
