@@ -123,8 +123,8 @@ class MemorySession:
             raise self.error
         return self.lane
 
-    async def open_lane(self) -> Lane:
-        raise AssertionError("one login is enough")
+    async def open_lane(self, *, text: bool = False) -> Lane:
+        raise AssertionError("one login is enough", text)
 
     def ssh_command(self) -> tuple[str, ...] | None:
         return None

@@ -153,6 +153,18 @@ def test_unknown_facts_refuse_nobody() -> None:
     assert set(names(plan_for(request(node="whatever")))) == set(KINDS)
 
 
+def test_a_connection_that_alters_bytes_costs_whoever_sends_over_lanes_a_third() -> None:
+    limited = request(size=100 * MIB, limit_rate=1e6)
+    seconds = {}
+    for clean in ("yes", "no"):
+        kinds = KINDS | {"lanes": Capabilities(resume="exact", route="ssh", lanes_only=True)}
+        stubs = cast("dict[str, Transport]", {name: Stub(name, kind) for name, kind in kinds.items()})
+        plan = make_plan(limited, Facts({"clean": clean}), Knowledge(), stubs)
+        seconds[clean] = {step.transport: step.estimate.seconds for step in plan.steps}
+    assert seconds["no"]["lanes"] == pytest.approx(seconds["yes"]["lanes"] * 4 / 3, rel=0.02)
+    assert seconds["no"]["rsync"] == seconds["yes"]["rsync"]
+
+
 def test_what_never_finishes_is_never_first() -> None:
     plan = plan_for(request("nebius-1", 10**10))
     finite = [math.isfinite(step.estimate.seconds) for step in plan.steps]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         IntegrityError,
         NoRouteError,
         PluginError,
+        RejectedError,
         RRMoveError,
         Transient,
         TransportError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         ConnectionLost,
         Event,
         Finished,
+        LeftBehind,
         Planned,
         Probed,
         Progressed,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         Ports,
         Refusal,
         Request,
+        Settings,
         Source,
         SSHSettings,
         Step,
@@ -60,9 +63,11 @@ if TYPE_CHECKING:
     from rrmove.oneshot.here import Serving, serve_once
     from rrmove.oneshot.there import serve_there
     from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
+    from rrmove.program import Ended, run_program
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
     from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
+    from rrmove.units import Rate, Size
 
 _HOMES = {
     "care": ("clean", "probe_node"),
@@ -72,6 +77,7 @@ _HOMES = {
         "NoRouteError",
         "PluginError",
         "RRMoveError",
+        "RejectedError",
         "Transient",
         "TransportError",
         "Unusable",
@@ -85,6 +91,7 @@ _HOMES = {
         "ConnectionLost",
         "Event",
         "Finished",
+        "LeftBehind",
         "Planned",
         "Probed",
         "Progressed",
@@ -107,6 +114,7 @@ _HOMES = {
         "Refusal",
         "Request",
         "SSHSettings",
+        "Settings",
         "Source",
         "Step",
     ),
@@ -115,9 +123,11 @@ _HOMES = {
     "oneshot.here": ("Serving", "serve_once"),
     "oneshot.there": ("serve_there",),
     "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
+    "program": ("Ended", "run_program"),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
     "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
+    "units": ("Rate", "Size"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -139,6 +149,7 @@ __all__ = [
     "Capabilities",
     "Committed",
     "ConnectionLost",
+    "Ended",
     "Endpoint",
     "Estimate",
     "Event",
@@ -152,6 +163,7 @@ __all__ = [
     "Knowledge",
     "Landing",
     "Lane",
+    "LeftBehind",
     "Life",
     "Limiter",
     "Manifest",
@@ -170,12 +182,16 @@ __all__ = [
     "Progressed",
     "RRMoveError",
     "Range",
+    "Rate",
     "Refusal",
+    "RejectedError",
     "Reply",
     "Request",
     "SSHSettings",
     "Serving",
     "Session",
+    "Settings",
+    "Size",
     "Source",
     "Step",
     "Transient",
@@ -195,6 +211,7 @@ __all__ = [
     "move_sync",
     "preview",
     "probe_node",
+    "run_program",
     "serve_once",
     "serve_there",
     "total",

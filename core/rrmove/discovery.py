@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import itertools
 import os
 import re
 import sys
 import traceback
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TextIO, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
-from rrmove.model import Refusal, Resume, Route
-from rrmove.probe import Probe
-from rrmove.transport import API_VERSION, Capabilities, Transport
+from rrmove.errors import PluginError, UsageError
+from rrmove.fitness import made, shared_settings
+from rrmove.guests import IMPORT_TIME, Guest, load, quiet_stdout
+from rrmove.model import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
     from importlib.metadata import EntryPoint
+
+    from rrmove.model import Resume, Route
+    from rrmove.transport import Transport
+
+    _Made = tuple[Transport | None, str | None]
 
 GROUP = "rrmove.transports"
 OWN = "rrmove"  # the distribution whose transports are built in
-_ACCEPTED = tuple(version for version in (API_VERSION, API_VERSION - 1) if version >= 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +54,11 @@ class PluginRow:
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """The transports that can be used, by name, and a row for each that was found."""
+    """The transports that can be used, by name, and a row for each that was found; `own` are rrmove's."""
 
     transports: Mapping[str, Transport] = field(default_factory=lambda: MappingProxyType({}))
     rows: tuple[PluginRow, ...] = ()
+    own: frozenset[str] = frozenset()
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -73,35 +82,45 @@ class Registered:
         return _canonical(self.distribution) == OWN
 
 
-def discover(*, environ: Mapping[str, str] = os.environ) -> Registry:
+def discover(
+    *,
+    environ: Mapping[str, str] = os.environ,
+    extra: Iterable[object] = (),
+    seconds: float = IMPORT_TIME,
+) -> Registry:
     """Load every registered transport; takes about 0.1 s, most of it for metadata and imports.
 
-    Raises nothing: whatever is wrong with a plugin becomes its row's problem, with a remedy. What
-    plugins print while they are imported goes to stderr. $RRMOVE_PLUGINS says which of those that
-    are not built in may be loaded: `none`, or names of transports or distributions; all if unset.
-    A repeat looks again, and imports nothing twice.
+    Raises nothing of theirs: whatever is wrong with a plugin becomes its row's problem, with a
+    remedy. What is built in is loaded first; the others have `seconds` for it, all together, and
+    who is late is left out. What plugins print while they are imported goes to stderr.
+    $RRMOVE_PLUGINS says which of those that are not built in may be loaded: `none`, or names of
+    transports or distributions; all if unset. A repeat looks again, and imports nothing twice.
+
+    `extra` are transports that nobody has installed: classes, objects, or paths of Python files.
+    They come before installed ones of the same name. Raises PluginError where one is unfit.
     """
-    transports: dict[str, Transport] = {}
-    rows: list[PluginRow] = []
     found = registered(GROUP)
-    wanted = [each for each in found if allowed(each, environ)]
-    for each in found:
+    brought = tuple(itertools.chain.from_iterable(map(brought_by, extra)))
+    taken = {transport.name for transport in brought}
+    wanted = [each for each in found if allowed(each, environ) and (each.own or each.name not in taken)]
+    problems = {each: _unwanted(each, wanted, taken) for each in found}
+    works = {each: partial(_made, each) for each in found if problems[each] is None}
+    loaded = {each: _inline(work, each.name) for each, work in works.items() if each.own}
+    loaded |= load({each: work for each, work in works.items() if not each.own}, seconds)
+    transports: dict[str, Transport] = {}
+    rows: dict[Registered, PluginRow] = {}
+    for each in sorted(found, key=lambda each: not each.own):
         row = PluginRow(each.name, each.version, each.distribution)
-        rivals = [other for other in wanted if other.name == each.name and other is not each]
-        if each not in wanted:
-            row = replace(
-                row,
-                problem="it is switched off by $RRMOVE_PLUGINS",
-                remedy=f"Unset RRMOVE_PLUGINS, or add {each.name} to it",
-            )
-        elif rivals and not (each.own and not any(rival.own for rival in rivals)):
-            row = _contested(row, rivals)
-        else:
-            row, transport = _load(each, row)
-            if transport is not None:
-                transports[each.name] = transport
-        rows.append(row)
-    return Registry(MappingProxyType(transports), tuple(rows))
+        unwanted = problems[each]
+        if unwanted is not None:
+            rows[each] = replace(row, problem=unwanted[0], remedy=unwanted[1])
+            continue
+        rows[each], transport = _came_of(each, row, loaded[each], transports, seconds)
+        if transport is not None:
+            transports[each.name] = transport
+    own = frozenset(each.name for each in rows if each.own and each.name in transports)
+    mine = _settle_in(brought, transports, own)
+    return Registry(MappingProxyType(transports), (*(rows[each] for each in found), *mine), own)
 
 
 def registered(group: str) -> tuple[Registered, ...]:
@@ -141,52 +160,121 @@ def allowed(each: Registered, environ: Mapping[str, str]) -> bool:
     return bool(words & {_canonical(each.name), _canonical(each.distribution)})
 
 
-@contextlib.contextmanager
-def quiet_stdout() -> Iterator[Callable[[], bool]]:
-    """Send what is printed to stdout to stderr; the function given tells whether anything was."""
-    aside = _Aside(sys.stderr)
-    with contextlib.redirect_stdout(cast("TextIO", aside)):
-        yield lambda: aside.spoken
+def _made(each: Registered) -> tuple[Transport | None, str | None]:
+    return made(_imported(each.entry_point), each.name)
 
 
-class _Aside:
-    """A stream that passes everything on, and remembers that there was something."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self.spoken = False
-
-    def write(self, text: str) -> int:
-        self.spoken = True
-        return self._stream.write(text)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "buffer":
-            self.spoken = True
-        return getattr(self._stream, name)
+def _inline(work: Callable[[], _Made], name: str) -> Guest[_Made]:
+    guest = Guest(work, name)
+    with quiet_stdout() as spoke:
+        guest.run()
+    guest.spoke = spoke()
+    if isinstance(guest.error, KeyboardInterrupt):
+        raise guest.error
+    return guest
 
 
-def _load(each: Registered, row: PluginRow) -> tuple[PluginRow, Transport | None]:
-    with quiet_stdout() as printed:
+def _came_of(
+    each: Registered, row: PluginRow, guest: Guest[_Made], others: Mapping[str, Transport], seconds: float
+) -> tuple[PluginRow, Transport | None]:
+    """Say what came of loading one."""
+    if not guest.done:
+        problem = f"its import takes longer than {seconds:g} s"
+        remedy = f"The author of {each.distribution} should import what is slow in send(). {_without(each)}"
+        return replace(row, problem=problem, remedy=remedy), None
+    if guest.error is not None:
+        return _failed(row, each, guest.error), None
+    transport, unfit = cast("_Made", guest.result)
+    fit = cast("Transport", transport)
+    unfit = unfit or shared_settings(fit, others)
+    if unfit is not None:
+        remedy = _outdated(each) if "api_version" in unfit else _author(each)
+        return replace(row, problem=unfit, remedy=remedy), None
+    row = replace(row, route=fit.capabilities.route, resume=fit.capabilities.resume)
+    if guest.spoke:
+        row = replace(row, remedy=f"It prints to stdout while it is loaded: tell the author of {each.distribution}")
+    return row, fit
+
+
+def brought_by(extra: object) -> Iterator[Transport]:
+    """Give the transport that somebody brings along, or those of a Python file. Raises PluginError."""
+    if isinstance(extra, str | Path):
+        yield from _from_file(Path(extra))
+        return
+    name = getattr(extra, "name", None) or getattr(extra, "__name__", type(extra).__name__)
+    yield _fit(extra, str(name))
+
+
+def _from_file(path: Path) -> Iterator[Transport]:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    name = f"rrmove_plugin_{re.sub(r'[^0-9a-zA-Z]', '_', path.stem)}"
+    spec = spec_from_file_location(name, path) if path.suffix == ".py" else None
+    if spec is None or spec.loader is None or not path.is_file():
+        raise UsageError(
+            f"there is no Python file {str(path)!r}", remedy="Name the file that has the transport's class"
+        )
+    module = module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    with quiet_stdout():
         try:
-            plugin = _imported(each.entry_point)
-            problem = _unfit_class(plugin)
-            transport = None if problem else plugin()
-            problem = problem or next(_complaints(transport, each.name), None)
+            spec.loader.exec_module(module)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit and worse, too: it is a guest
-            return _failed(row, each, error), None
-    if problem:
-        remedy = _outdated(each) if "api_version" in problem else _author(each)
-        return replace(row, problem=problem, remedy=remedy), None
-    fit = cast("Transport", transport)
-    capabilities = fit.capabilities
-    row = replace(row, route=capabilities.route, resume=capabilities.resume)
-    if printed():
-        remedy = f"It prints to stdout while it is loaded: tell the author of {each.distribution}"
-        row = replace(row, remedy=remedy)
-    return row, fit
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise PluginError(f"{str(path)!r} cannot be loaded: {said}") from error
+    classes = [
+        each
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__module__ == name and callable(getattr(each, "send", None))
+    ]
+    if not classes:
+        raise PluginError(f"{str(path)!r} has no class with a send() method", remedy="See docs/write-a-transport.md")
+    for each in classes:
+        yield _fit(each, str(path))
+
+
+def _fit(plugin: object, where: str) -> Transport:
+    with quiet_stdout():
+        try:
+            transport, problem = made(plugin)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            raise PluginError(f"the transport {where!r} cannot be made: {said}") from error
+    if transport is None:
+        raise PluginError(f"the transport {where!r} is unfit: {problem}", remedy="See docs/transports.md")
+    return transport
+
+
+def _settle_in(brought: Iterable[Transport], transports: dict[str, Transport], own: frozenset[str]) -> list[PluginRow]:
+    """Let those that were brought along take their places. Raises PluginError where there is none."""
+    rows = []
+    for each in brought:
+        if each.name in own and type(each) is not type(transports[each.name]):
+            raise PluginError(f"the name {each.name!r} is that of a built-in transport", remedy="Choose another name")
+        transports.pop(each.name, None)
+        problem = shared_settings(each, transports)
+        if problem:
+            raise PluginError(f"the transport {each.name!r} is unfit: {problem}", remedy="Give it a class of its own")
+        transports[each.name] = each
+        where = type(each).__module__
+        rows.append(PluginRow(each.name, "", where, each.capabilities.route, each.capabilities.resume))
+    return rows
+
+
+def _unwanted(each: Registered, wanted: Sequence[Registered], taken: AbstractSet[str]) -> tuple[str, str] | None:
+    """Say why this one is not even loaded, and what to do about it; None where it is."""
+    if each.name in taken and not each.own:
+        return "another transport of that name was brought along", "Leave that one out to use what is installed"
+    if each not in wanted:
+        return "it is switched off by $RRMOVE_PLUGINS", f"Unset RRMOVE_PLUGINS, or add {each.name} to it"
+    rivals = [other for other in wanted if other.name == each.name and other is not each]
+    if not rivals or (each.own and not any(rival.own for rival in rivals)):
+        return None
+    return _contested(each, rivals)
 
 
 def _imported(entry_point: EntryPoint) -> Any:
@@ -209,58 +297,22 @@ def _imported(entry_point: EntryPoint) -> Any:
     return loaded.extensions[0].plugin
 
 
-def _unfit_class(plugin: Any) -> str | None:
-    if not isinstance(plugin, type):
-        return f"its entry point names {_kind(plugin)}, where a class belongs"
-    version = getattr(plugin, "api_version", None)
-    if version not in _ACCEPTED or isinstance(version, bool):
-        spoken = " and ".join(str(accepted) for accepted in _ACCEPTED)
-        return f"its api_version is {version!r}; this rrmove speaks {spoken}"
-    return None
-
-
-def _complaints(transport: Any, name: str) -> Iterator[str]:
-    """Say what is wrong with a transport; each check rests on those before it."""
-    absent = object()
-    for attribute in ("name", "needs", "capabilities", "refuse", "send"):
-        if getattr(transport, attribute, absent) is absent:
-            yield f"it has no attribute {attribute!r}"
-    if transport.name != name:
-        yield f"it calls itself {transport.name!r} and is registered as {name!r}"
-    needs, capabilities = transport.needs, transport.capabilities
-    if not isinstance(needs, tuple) or not all(isinstance(each, Probe) for each in needs):
-        yield f"its `needs` is {_kind(needs)}, where a tuple of probes belongs"
-    if not isinstance(capabilities, Capabilities):
-        yield f"its `capabilities` is {_kind(capabilities)}, where Capabilities belong"
-    if capabilities.resume not in get_args(Resume):
-        yield f"its capabilities have resume={capabilities.resume!r}, which there is not"
-    if capabilities.route not in get_args(Route):
-        yield f"its capabilities have route={capabilities.route!r}, which there is not"
-    if not callable(transport.refuse) or inspect.iscoroutinefunction(transport.refuse):
-        yield "its `refuse` is no plain method"
-    if not inspect.iscoroutinefunction(transport.send):
-        yield "its `send` is no `async def` method"
-
-
-def _contested(row: PluginRow, rivals: list[Registered]) -> PluginRow:
+def _contested(each: Registered, rivals: Sequence[Registered]) -> tuple[str, str]:
+    name, distribution = each.name, each.distribution
     if any(rival.own for rival in rivals):
-        return replace(
-            row,
-            problem=f"the name {row.name!r} is that of a built-in transport, which is used",
-            remedy=f"The author of {row.distribution} has to choose another name",
+        return (
+            f"the name {name!r} is that of a built-in transport, which is used",
+            f"The author of {distribution} has to choose another name",
         )
-    others = sorted({rival.distribution for rival in rivals} - {row.distribution})
+    others = sorted({rival.distribution for rival in rivals} - {distribution})
     if not others:
-        return replace(
-            row,
-            problem=f"{row.distribution} registers the name {row.name!r} more than once",
-            remedy=f"The author of {row.distribution} has to drop one of them",
+        return (
+            f"{distribution} registers the name {name!r} more than once",
+            f"The author of {distribution} has to drop one of them",
         )
-    names = " and ".join(others)
-    return replace(
-        row,
-        problem=f"the name {row.name!r} is registered by {names} too; none of them is used",
-        remedy=f"Uninstall one (`pip uninstall {others[0]}`), or choose with RRMOVE_PLUGINS={row.distribution}",
+    return (
+        f"the name {name!r} is registered by {' and '.join(others)} too; none of them is used",
+        f"Uninstall one (`pip uninstall {others[0]}`), or choose with RRMOVE_PLUGINS={distribution}",
     )
 
 
@@ -286,13 +338,11 @@ def _outdated(each: Registered) -> str:
 def _author(each: Registered) -> str:
     if each.own:
         return "Reinstall rrmove: `pip install --force-reinstall rrmove`"
-    name = each.distribution
-    return f"Tell the author of {name}; `pip uninstall {name}` or RRMOVE_PLUGINS=none is without it"
+    return f"Tell the author of {each.distribution}; {_without(each)}"
 
 
-def _kind(value: object) -> str:
-    kind = type(value).__name__
-    return f"{'an' if kind[:1].lower() in 'aeiou' else 'a'} {kind}"
+def _without(each: Registered) -> str:
+    return f"`pip uninstall {each.distribution}` or RRMOVE_PLUGINS=none is without it"
 
 
 def _canonical(name: str) -> str:

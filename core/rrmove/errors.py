@@ -5,6 +5,7 @@ RRMoveError                 exit 1
 ├── PluginError             exit 1   a plugin is broken: its author mends it
 ├── NoRouteError            exit 3   no transport can serve; carries the refusals
 ├── IntegrityError          exit 4   what arrived is not what was sent, again and again
+├── RejectedError           exit 5   a validator turned the file down, or could not judge it
 └── TransportError          exit 1   moving failed
     ├── Transient           the same transport may be tried again
     ├── Unusable            this transport cannot serve here: the next one
@@ -84,6 +85,12 @@ class IntegrityError(RRMoveError):
     """What is on the node is not what was sent, and sending it again did not help."""
 
     exit_code = 4
+
+
+class RejectedError(RRMoveError):
+    """A validator turned the file down, or could not judge it; nothing was committed."""
+
+    exit_code = 5
 
 
 class TransportError(RRMoveError):

@@ -67,6 +67,15 @@ class AttemptFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftBehind:
+    """A transport had left processes of its own behind; they were ended. `processes` are their command lines."""
+
+    node: str
+    transport: str
+    processes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Nothing is done for `seconds`, because of `reason`."""
 
@@ -106,6 +115,7 @@ Event = (
     | Progressed
     | ConnectionLost
     | AttemptFailed
+    | LeftBehind
     | Waiting
     | Verified
     | Committed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 import re
@@ -11,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rrmove.errors import UsageError
-from rrmove.model import Address, Node
+from rrmove.model import Address, Node, Ports
 from rrmove.nodefile import PORTS, NodeFile, address_kind
 from rrmove.ssh.config import SSHConfig, check_host, check_user, effective_sync, host_names
 
@@ -52,7 +53,8 @@ class Inventory:
 
     `path` is the file they come from (None: there is none), `ssh_config` stands for the user's
     own as with `ssh -F`, `ssh_hosts` are the names in it, `stranger` is what holds for a node
-    that is in neither.
+    that is in neither. `others` asks plugins for nodes, each with who knows it; it is called only
+    where the files do not have a name or a tag, as their word comes first.
     """
 
     path: Path | None = None
@@ -60,6 +62,11 @@ class Inventory:
     ssh_config: Path | None = None
     ssh_hosts: tuple[str, ...] = ()
     stranger: Node = field(default_factory=lambda: Node(name=""))
+    others: Callable[[], Mapping[str, tuple[Node, str]]] = field(default=dict, compare=False, repr=False)
+
+    def names(self) -> tuple[str, ...]:
+        """List all names, the inventory's first; ssh is not asked about them."""
+        return tuple(dict.fromkeys((*self.nodes, *self.ssh_hosts, *self.others())))
 
     def resolve(self, target: str) -> tuple[tuple[Node, str], ...]:
         """Give the nodes that a TARGET means, each with the destination there.
@@ -80,27 +87,35 @@ class Inventory:
 
         own = [(self.nodes[name], self.path.name if self.path else "") for name in sorted(self.nodes)]
         theirs = [(self._ssh_node(name), "ssh_config") for name in self.ssh_hosts if name not in self.nodes]
-        rows = own + theirs
+        known = {*self.nodes, *self.ssh_hosts}
+        more = self.others()
+        rows = own + theirs + [(self._other(name), more[name][1]) for name in sorted(more) if name not in known]
         with ThreadPoolExecutor(max_workers=8) as pool:  # ssh waits for files, not for a core
             asked = list(pool.map(ask, (node for node, _ in rows)))
         return tuple(_row(node, says, origin) for (node, origin), says in zip(rows, asked, strict=True))
 
     def _tagged(self, tag: str) -> tuple[Node, ...]:
-        nodes = tuple(self.nodes[name] for name in sorted(self.nodes) if tag in self.nodes[name].tags)
+        more = [self._other(name) for name in self.others() if name not in self.nodes]
+        everyone = sorted([*self.nodes.values(), *more], key=lambda node: node.name)
+        nodes = tuple(node for node in everyone if tag in node.tags)
         if not nodes:
-            known = {each for node in self.nodes.values() for each in node.tags}
+            known = {each for node in everyone for each in node.tags}
             remedy = _nearest(tag, known, "tags", mark="@")
             raise UsageError(f"no node has the tag {tag!r}", tried=self._where(), remedy=remedy)
         return nodes
 
     def _named(self, target: Target, written: str) -> Node:
         node = self.nodes.get(target.host)
+        # To look for plugins takes 50 ms, which nobody waits for who writes an address or a full name.
+        plain = target.host not in self.ssh_hosts and not re.search(r"[.:]", target.host)
+        if node is None and plain and target.host in self.others():
+            node = self._other(target.host)
         if node is None:
             if not self._reachable(target):
                 raise UsageError(
                     f"unknown node {target.host!r}" + (f" in {written!r}" if ":" in written else ""),
                     tried=self._where(),
-                    remedy=_nearest(target.host, {*self.nodes, *self.ssh_hosts}, "nodes"),
+                    remedy=_nearest(target.host, self.names(), "nodes"),
                 )
             node = self._ssh_node(target.host)
         user = target.user or node.ssh.user
@@ -111,6 +126,18 @@ class Inventory:
         addresses = () if name in self.ssh_hosts else (Address(name, address_kind(name)),)
         ssh = replace(self.stranger.ssh, config=self.ssh_config)
         return replace(self.stranger, name=name, addresses=addresses, ssh=ssh)
+
+    def _other(self, name: str) -> Node:
+        """Give a plugin's node, with what holds for every node that is not in the inventory."""
+        node = self.others()[name][0]
+        ssh = node.ssh if node.ssh.config is not None else replace(node.ssh, config=self.ssh_config)
+        return replace(
+            node,
+            ssh=ssh,
+            destination=node.destination or self.stranger.destination,
+            limit_rate=node.limit_rate or self.stranger.limit_rate,
+            ports=self.stranger.ports if node.ports == Ports() else node.ports,
+        )
 
     def _reachable(self, target: Target) -> bool:
         # Whoever writes user@ or a port means a host, whatever the name service says of it.
@@ -154,8 +181,9 @@ def load_inventory(
     if ssh_config is not None and not ssh_config.is_file():
         raise UsageError(f"there is no ssh_config {str(ssh_config)!r}", remedy="Check the path")
     hosts = host_names(ssh_config)
+    others = functools.cache(_ask_plugins)
     if found is None:
-        return Inventory(ssh_config=ssh_config, ssh_hosts=hosts)
+        return Inventory(ssh_config=ssh_config, ssh_hosts=hosts, others=others)
     try:
         text = found.read_text(encoding="utf-8")
         document = tomllib.loads(text)
@@ -172,7 +200,21 @@ def load_inventory(
         ssh_config=ssh_config,
         ssh_hosts=hosts,
         stranger=reading.stranger(),
+        others=others,
     )
+
+
+def _ask_plugins() -> Mapping[str, tuple[Node, str]]:
+    """Ask the hooks that know nodes; what cannot be a host word for ssh is left out."""
+    from rrmove.hooks import load_hooks
+
+    def fit(node: Node) -> bool:
+        try:
+            return bool(check_host(node.ssh.host or node.name)) and bool(check_host(node.name))
+        except UsageError:
+            return False
+
+    return {name: (node, plugin) for name, (node, plugin) in load_hooks().nodes().items() if fit(node)}
 
 
 def parse_target(text: str) -> Target:

@@ -6,13 +6,16 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from rrmove.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_Kind = TypeVar("_Kind")
+
+PATIENCE = 300.0  # s; chosen: longer than any node was seen to hash or to be silent in a life of its link
 DATA_PORT = 8780  # the fleet's HTTP data server
 TORRENT_PORT = 6881  # BitTorrent's and its DHT's customary port
 
@@ -40,6 +43,35 @@ class SSHSettings:
     config: Path | None = None
 
 
+FOR_THIS_MOVE = "given for this move"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value that somebody gave to a transport's setting; `origin` says where it stands."""
+
+    transport: str
+    key: str
+    value: object
+    origin: str = FOR_THIS_MOVE
+
+    @property
+    def name(self) -> str:
+        """What the setting is called after `-o`: TRANSPORT.KEY."""
+        return f"{self.transport}.{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the transports have been told: one value of each class that a transport declares."""
+
+    values: tuple[object, ...] = ()
+
+    def get(self, kind: type[_Kind]) -> _Kind:
+        """Give the settings of that class; its defaults where nobody said anything."""
+        return next((value for value in self.values if type(value) is kind), None) or kind()
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """The TCP ports of a node that may be open besides SSH; the torrent port is UDP too."""
@@ -50,7 +82,11 @@ class Ports:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """A machine that files are moved to. `limit_rate` is in bytes a second."""
+    """A machine that files are moved to.
+
+    `limit_rate` is in bytes a second; `settings` is what the inventory says to transports, the
+    last word on a key holds; `extra` are the keys that nobody here knows.
+    """
 
     name: str
     addresses: tuple[Address, ...] = ()
@@ -60,6 +96,7 @@ class Node:
     destination: str | None = None
     limit_rate: float | None = None
     ports: Ports = field(default_factory=Ports)
+    settings: tuple[Given, ...] = ()
     extra: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -124,7 +161,11 @@ class Options:
     """What the user asked for beyond source and target.
 
     `only` and `without` are transport names; `limit_rate` is in bytes a second; `deadline` in
-    seconds from the start; `sha256` the whole file's expected digest in hex.
+    seconds from the start; `sha256` the whole file's expected digest in hex; `settings` what
+    transports are told for this move; `plugins` transports that are not installed: classes,
+    objects, or paths of Python files; `patience` the seconds in which a transport has to report a
+    byte or to end; `alone` says that nobody else in this program starts processes, so that those
+    which a transport leaves behind can be told and ended.
     """
 
     only: tuple[str, ...] = ()
@@ -132,6 +173,10 @@ class Options:
     limit_rate: float | None = None
     deadline: float | None = None
     sha256: str | None = None
+    settings: tuple[Given, ...] = ()
+    plugins: tuple[object, ...] = ()
+    patience: float = PATIENCE
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,13 +184,15 @@ class Request:
     """One file to one place on one node.
 
     `destination` is as the user wrote it: a directory (it ends in `/` or turns out to be one), a
-    file, or empty for the node's own default. Relative paths start at the node's home.
+    file, or empty for the node's own default. Relative paths start at the node's home. `settings`
+    has what transports are told, checked: `request.settings.get(MySettings)`.
     """
 
     source: Source
     node: Node
     destination: str = ""
     options: Options = field(default_factory=Options)
+    settings: Settings = field(default_factory=Settings)
 
 
 Resume = Literal["exact", "rescan", "none"]

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from rrmove import manifest as manifests
+from rrmove.containment import run_to_end
 from rrmove.errors import Fatal, RRMoveError
-from rrmove.model import Options
+from rrmove.model import PATIENCE, Options
+from rrmove.plugin_settings import given
 from rrmove.setting import Setting
 from rrmove.straight import Run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -30,9 +32,14 @@ class Wishes(TypedDict, total=False):
     """What may be said of a move by name, all of it optional.
 
     `only` and `without` name transports; `limit_rate` is in bytes a second, `deadline` in seconds;
-    `sha256` is what the whole file must hash to; `inventory` is what `load_inventory()` gives
-    (default: the user's own); `ssh` is "auto", "openssh" or "paramiko"; `on_event` is called with
-    each event, in the event loop. `begun` is a login that is under way (`rrmove.ssh.ahead`).
+    `sha256` is what the whole file must hash to; `settings` are what transports are told
+    (`{"http.port": 8080}`, before all else that says so); `plugins` are transports that are not
+    installed (classes, objects, or paths of Python files); a transport that reports nothing for
+    `patience` seconds is stopped (default: 300); `alone` says that nothing else in this program
+    starts processes, so that those which a transport leaves behind are ended; `inventory` is what
+    `load_inventory()` gives (default: the user's own); `ssh` is "auto", "openssh" or "paramiko";
+    `on_event` is called with each event, in the event loop. `begun` is a login that is under way
+    (`rrmove.ssh.ahead`).
     """
 
     only: Sequence[str]
@@ -40,6 +47,10 @@ class Wishes(TypedDict, total=False):
     limit_rate: float | None
     deadline: float | None
     sha256: str | None
+    settings: Mapping[str, object]
+    plugins: Sequence[object]
+    patience: float
+    alone: bool
     inventory: Inventory | None
     ssh: str
     on_event: Callable[[Event], None] | None
@@ -88,7 +99,7 @@ async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack
 
 def move_sync(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> Outcome:
     """Do what `move()` does, and block meanwhile; for programs without an event loop."""
-    return asyncio.run(move(source, target, **wishes))
+    return run_to_end(move(source, target, **wishes))
 
 
 async def watch(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> AsyncGenerator[Event]:
@@ -137,6 +148,10 @@ def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) ->
         limit_rate=wishes.get("limit_rate"),
         deadline=wishes.get("deadline"),
         sha256=wishes.get("sha256"),
+        settings=tuple(given(key, value) for key, value in wishes.get("settings", {}).items()),
+        plugins=tuple(wishes.get("plugins", ())),
+        patience=wishes.get("patience", PATIENCE),
+        alone=wishes.get("alone", False),
     )
     return Setting.of(
         source,

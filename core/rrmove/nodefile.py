@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 from rrmove.errors import UsageError
-from rrmove.model import DATA_PORT, TORRENT_PORT, Address, Node, Ports, SSHSettings
+from rrmove.model import DATA_PORT, TORRENT_PORT, Address, Given, Node, Ports, SSHSettings
 from rrmove.ssh.config import check_host, check_user
 from rrmove.units import parse_rate
 
@@ -22,7 +22,7 @@ _KINDS = ("lan", "public", "tailscale")
 # Of [defaults], what ssh_config has no word for: this much holds for nodes that it alone knows.
 _BEYOND_SSH = ("dest", "limit_rate", "data_port", "torrent_port")
 _KNOWN = (
-    *("host", "port", "user", "identity", "provider", "tags", "addresses"),
+    *("host", "port", "user", "identity", "provider", "tags", "addresses", "transports"),
     *_BEYOND_SSH,
 )
 
@@ -99,6 +99,7 @@ class NodeFile:
             destination=chosen.word("dest"),
             limit_rate=chosen.rate("limit_rate"),
             ports=chosen.ports(),
+            settings=(*self._settings(), *chosen.settings()),
             extra=chosen.extra(),
         )
 
@@ -110,7 +111,24 @@ class NodeFile:
             destination=chosen.word("dest"),
             limit_rate=chosen.rate("limit_rate"),
             ports=chosen.ports(),
+            settings=self._settings(),
         )
+
+    def _settings(self) -> tuple[Given, ...]:
+        """Give what [transports.NAME] says, which holds for all nodes."""
+        return tuple(self.given((), self._table()))
+
+    def given(self, where: Where, table: Mapping[str, object]) -> Iterator[Given]:
+        """Give what the `transports` of a table say to each of them."""
+        transports = table.get("transports", {})
+        if not isinstance(transports, dict):
+            raise self.wrong(where, "transports", f"must be a table, not {_shown(transports)}")
+        for name, said in transports.items():
+            if not isinstance(said, dict):
+                raise self.wrong((*where, "transports"), name, f"must be a table, not {_shown(said)}")
+            heading = ".".join((*where, "transports", name))
+            for key, value in said.items():
+                yield Given(name, key, value, f"[{heading}] in {self._path}")
 
     def _table(self, *where: str) -> Mapping[str, object]:
         table: object = self._document
@@ -219,6 +237,12 @@ class _Layers:
             except UsageError as error:
                 raise self.wrong("addresses", f"must hold host names or IP addresses, not {host!r}", error) from error
             yield Address(host, kind or address_kind(host))
+
+    def settings(self) -> Iterator[Given]:
+        """Give what is said to transports, the provider's words before the node's own: the last one holds."""
+        for where, table in reversed(self._layers):
+            if where != ("defaults",):
+                yield from self._file.given(where, table)
 
     def extra(self) -> Mapping[str, object]:
         merged: dict[str, object] = {}

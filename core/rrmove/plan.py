@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import estimate, link_of
 from rrmove.model import Plan, Refusal, Step
-from rrmove.probe import PORTS, REACH
+from rrmove.probe import CLEAN, PORTS, REACH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -62,7 +62,7 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 refusals.append(Refusal(name, way))
                 continue
             expected = estimate(
-                replace(transport.capabilities, route=way[0]),
+                replace(_on_this_way(transport.capabilities, facts), route=way[0]),
                 missing=missing,
                 size=size,
                 link=link,
@@ -121,6 +121,16 @@ def _shut(route: Route, node: Node, facts: Facts) -> str | bool | None:
         reach = facts.get(REACH)
         return None if reach is None else not reach and "the node cannot reach us"
     return False
+
+
+TEXT = 4 / 3  # bytes on the wire for each one where lanes have to be of text
+
+
+def _on_this_way(capabilities: Capabilities, facts: Facts) -> Capabilities:
+    """Count what a connection that is not 8-bit clean costs whoever sends over lanes."""
+    if facts.get(CLEAN) is not False or not capabilities.lanes_only:
+        return capabilities
+    return replace(capabilities, overhead=max(capabilities.overhead, TEXT))
 
 
 _RESUME = ("exact", "rescan", "none")  # the less a loss costs, the better a last resort

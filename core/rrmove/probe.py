@@ -48,7 +48,7 @@ class Facts:
             return None
         try:
             return probe.parse(answer)
-        except Exception:  # noqa: BLE001  a plugin's parser must not stop a move
+        except (Exception, SystemExit):  # noqa: BLE001  a plugin's parser must not stop a move
             return None
 
     def updated(self, answers: Mapping[str, str], taken: float | None = None) -> Facts:

@@ -94,8 +94,12 @@ class Session(Protocol):
         """Give the lane that the core uses; connects again where it has died."""
         ...
 
-    async def open_lane(self) -> Lane:
-        """Begin one more connection and give it at once; `ready()` tells when it is up."""
+    async def open_lane(self, *, text: bool = False) -> Lane:
+        """Begin one more connection and give it at once; `ready()` tells when it is up.
+
+        With `text` nothing but text is on the wire, whatever is called; so are all lanes where the
+        connection has turned out to alter bytes.
+        """
         ...
 
     def ssh_command(self) -> tuple[str, ...] | None:

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
@@ -17,6 +17,7 @@ from rrmove.gather import gather
 from rrmove.hooks import load_hooks
 from rrmove.inventory import load_inventory
 from rrmove.model import Node, Request, Source
+from rrmove.plugin_settings import settled
 from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
 from rrmove.rate import TokenBucket
 from rrmove.retry import persistently
@@ -134,7 +135,12 @@ class Setting:
             await asyncio.sleep(0)
             limits = [rate for rate in (options.limit_rate, node.limit_rate) if rate]
             limiter = TokenBucket(min(limits) if limits else None)
-            yield cls(request, session, discover(), load_hooks(), Experience(), limiter, on_event)
+            registry = await asyncio.to_thread(discover, extra=options.plugins)
+            told = settled(registry.transports, (*node.settings, *options.settings), problems=registry.refusals)
+            request = replace(request, settings=told)
+            hooks = load_hooks()
+            request = replace(request, node=await hooks.addressed(request.node))
+            yield cls(request, session, registry, hooks, Experience(), limiter, on_event)
 
     def emit(self, event: Event) -> None:
         """Tell whoever watches."""
@@ -177,6 +183,12 @@ class Setting:
     def forget_facts(self) -> None:
         """Drop what was known of the node: an attempt has contradicted it."""
         self.experience.forget_facts(self.request.node.name)
+
+    async def prepare(self) -> None:
+        """Let hooks make the source ready before it is read. Raises RejectedError."""
+        if self.hooks.preparing:
+            await self.hooks.prepare(self.request.source)
+            self.request = replace(self.request, source=Source.of(self.request.source.path))
 
     def manifest(self) -> Manifest:
         """Hash the source. Blocks. Raises UsageError where it cannot be read or has changed."""

@@ -9,18 +9,30 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
-from rrmove.containment import Tally, contained, kind_of
-from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, UsageError
-from rrmove.events import AttemptFailed, AttemptStarted, Committed, Finished, Planned, Progressed, Verified, Waiting
+from rrmove.children import children, end
+from rrmove.containment import Lease, Tally, contained, kind_of
+from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
+from rrmove.events import (
+    AttemptFailed,
+    AttemptStarted,
+    Committed,
+    Finished,
+    LeftBehind,
+    Planned,
+    Progressed,
+    Verified,
+    Waiting,
+)
 from rrmove.landing import PartFile, locate
 from rrmove.model import Attempt, GiveUp, Outcome, Plan, Succeed, Try
 from rrmove.plan import make_plan, require_route
 from rrmove.policy import next_action
 from rrmove.probe import Facts
+from rrmove.ssh.pipes import running
 from rrmove.transport import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
 
     from rrmove.knowledge import Knowledge, Life
     from rrmove.manifest import Manifest, Range
@@ -40,6 +52,7 @@ class Run:
     manifest: Manifest = field(init=False)
     facts: Facts = field(default_factory=Facts)
     aside: list[asyncio.Task[Any]] = field(default_factory=list)
+    judging: asyncio.Task[None] = field(init=False)
     landing: PartFile = field(init=False)
     knowledge: Knowledge = field(init=False)
     plan: Plan = field(default_factory=lambda: Plan(()))
@@ -66,7 +79,10 @@ class Run:
     async def straight(self) -> None:
         """Take the request to its end; returns when the file stands under its name, verified."""
         await self.look()
+        self.judging = asyncio.create_task(self.setting.hooks.validate(self.request.source))
+        self.aside.append(self.judging)
         if await self.landing.arrived():
+            await self.judging
             self.reused = self.manifest.size
             self.destination, self.digest = self.landing.place.target, self._digest()
             return
@@ -92,8 +108,9 @@ class Run:
             ):
                 case Try(step, after, why):
                     await self._wait(after, why)
-                    missing = await self._attempt(step.transport, missing)
+                    missing = await self._unless_rejected(self._attempt(step.transport, missing))
                     if self.digest is not None:
+                        await self.judging
                         return
                 case Succeed():
                     missing = await self._land()
@@ -101,6 +118,18 @@ class Run:
                         return
                 case GiveUp(reason):
                     await self._give_up(reason)
+
+    async def _unless_rejected(self, attempt: Coroutine[Any, Any, Sequence[Range]]) -> Sequence[Range]:
+        """Await an attempt, and end it where the file is turned down meanwhile: it need not be sent."""
+        sending = asyncio.create_task(attempt)
+        try:
+            await asyncio.wait({sending, self.judging}, return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                await self.judging
+            return await sending
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
 
     async def look(self, *, only_look: bool = False) -> None:
         """Hash the source and look at the node, at the same time, in one login.
@@ -112,6 +141,7 @@ class Run:
         self.aside.append(looking)
         if not only_look:
             self.aside.append(asyncio.create_task(self.setting.begin_lanes()))
+            await self.setting.prepare()
         checking = asyncio.to_thread(self._check_expected)
         self.manifest, _ = await asyncio.gather(asyncio.to_thread(self.setting.manifest), checking)
         options = self.request.options
@@ -143,21 +173,29 @@ class Run:
         transport, node = self.setting.registry.transports[name], self.request.node.name
         before, started, clock = manifests.total(missing), time.time(), time.monotonic()
         tally = Tally(self.setting.emit, node, self.manifest.size, before)
-        self.landing.foreign = self.landing.foreign or not transport.capabilities.lanes_only
+        # Only of our own do we know that they write through lanes alone; a stranger may be wrong about itself.
+        tame = name in self.setting.registry.own and transport.capabilities.lanes_only
+        self.landing.foreign = self.landing.foreign or not tame
+        lease = Lease(self.session)
         self.setting.emit(AttemptStarted(node, name, before, self.manifest.size))
         job = Job(
             request=self.request,
             manifest=self.manifest,
             missing=tuple(missing),
             facts=self.facts,
-            session=self.session,
+            session=lease,
             landing=self.landing,
             limiter=self.setting.limiter,
             progress=tally.progress,
             sent=tally.sent,
             emit=tally.emit,
         )
-        error = await contained(transport.send(job), tally, node, name)
+        options = self.request.options
+        others = children() if options.alone else frozenset()
+        error = await contained(transport.send(job), tally, lease, name, options.patience)
+        lease.end()
+        if options.alone and (left := children() - others - running()):
+            self.setting.emit(LeftBehind(node, name, await end(left)))
         lives = tally.lives
         self.lives += lives
         try:
@@ -173,15 +211,16 @@ class Run:
                 missing = ()
         except RRMoveError as trouble:
             error = error if isinstance(error, Fatal | IntegrityError) else trouble
-        left = manifests.total(missing)
-        if error is None and left:
-            error = Transient(f"{name} returned, but {left} bytes are missing on the node", node=node)
+        lacking = manifests.total(missing)
+        if error is None and lacking:
+            said = f"{name} returned as if all were there, but {lacking} bytes are missing on the node"
+            error = Transient(said, node=node) if lacking < before else Unusable(said, node=node)
         attempt = Attempt(
             transport=name,
             started=started,
             seconds=time.monotonic() - clock,
             bytes_sent=tally.bytes_sent,
-            gained=max(0, before - left),
+            gained=max(0, before - lacking),
             error=str(error) if error else None,
             failure=kind_of(error),
         )
@@ -208,6 +247,7 @@ class Run:
                 self.attempts[-1] = replace(last, error=str(self.last_error), failure="integrity")
             return missing
         self.setting.emit(Verified(node, self._digest()))
+        await self.judging
         try:
             self.destination = await self.landing.commit()
         except Transient as error:

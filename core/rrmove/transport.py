@@ -8,7 +8,7 @@ on the node.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,7 +98,9 @@ class Job:
 
     `missing` are the ranges that are not on the node yet, in order; others need not be sent.
     `progress(count)` reports bytes of the file that the node has written, as they become durable
-    in the part file; `sent(count)` reports bytes put on the wire; `emit` publishes an event.
+    in the part file; `sent(count)` reports bytes put on the wire; `emit` publishes an event. One
+    of the first two has to be heard every few minutes, or the transport is taken for hanging. The
+    session is lent for the attempt: afterwards it opens nothing any more.
     """
 
     request: Request
@@ -115,25 +117,52 @@ class Job:
 
 @runtime_checkable
 class Transport(Protocol):
-    """A way to move bytes.
+    """A way to move bytes; docs/transports.md has the contract on one page.
 
-    `refuse` is pure and quick: it looks at the request and the facts, and answers with a reason
-    or None. A fact that is None is unknown and no reason.
+    An object is made once for each move, in a thread, without arguments. Its attributes are read
+    then, and do not change. It may have one more, `settings`: a frozen dataclass whose fields can
+    be set by the user; `request.settings.get(ThatClass)` gives the values.
 
-    `send` fills the part file. To return means that all missing bytes are there. A repeat
-    continues or safely restarts. Only TransportError escapes. Cancellation leaves no process,
-    port or temporary behind, on either side.
+    `refuse` may be called at any time, any number of times, before and between attempts, and for
+    requests that are never sent. `send` is called when its turn comes, never twice at a time for
+    one request, and as often as its attempts bring the file forward.
     """
 
-    name: ClassVar[str]
-    api_version: ClassVar[int]
-    needs: ClassVar[tuple[Probe[Any], ...]]
-    capabilities: ClassVar[Capabilities]
+    @property
+    def name(self) -> str:
+        """What it is called; the same as its entry point."""
+        ...
+
+    @property
+    def api_version(self) -> int:
+        """The `API_VERSION` that it was written for."""
+        ...
+
+    @property
+    def needs(self) -> tuple[Probe[Any], ...]:
+        """The probes whose facts it looks at."""
+        ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the ranking has to know of it."""
+        ...
 
     def refuse(self, request: Request, facts: Facts) -> str | None:
-        """Say why this transport cannot serve here, or None."""
+        """Say in a clause why this transport cannot serve here, or answer None.
+
+        Pure and quick: it looks at its arguments, and at which programs this machine has. A fact
+        that is None is unknown, and no reason. Raises nothing.
+        """
         ...
 
     async def send(self, job: Job) -> None:
-        """Put the job's missing ranges into the part file."""
+        """Put the job's missing ranges into the part file.
+
+        To return means that all of them are there: the core reads them back, and does not believe
+        it. A repeat is given what is missing then, and continues or safely starts over. Raises
+        Transient (this one again), Unusable (the next one), Fatal (none helps), and nothing else.
+        Cancelled, it lets CancelledError through within seconds, and leaves no process, port or
+        temporary behind, on either side. It awaits what takes time, and prints nothing.
+        """
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Annotated
 
 from rrmove.errors import UsageError
 
@@ -66,6 +67,11 @@ def format_seconds(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+# What a transport's setting may be declared as, to be written with a unit.
+Size = Annotated[int, parse_size]
+Rate = Annotated[float, parse_rate]
 
 
 def _digits(value: float) -> str:

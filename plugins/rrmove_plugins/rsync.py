@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
 import shlex
 import shutil
-import signal
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rrmove import API_VERSION, TOOLS, Capabilities, Fatal, Job, Transient, TransportError, Unusable
+from rrmove import (
+    API_VERSION,
+    CLEAN,
+    TOOLS,
+    Capabilities,
+    Ended,
+    Fatal,
+    Job,
+    Transient,
+    TransportError,
+    Unusable,
+    run_program,
+)
 
 if TYPE_CHECKING:
     from rrmove import Facts, Probe, Request
 
 STALL = 20  # s without a byte before the connection counts as dead, as `rsync --timeout` understands it
-LOOK = 0.3  # s between two looks at what the node has on its disk
-GRACE = 3.0  # s that rsync gets to end by itself before it is killed
-
-# rsync and the ssh it starts must not outlive us, even when we are killed without a word: then our end
-# of the pipe closes, and the shell that waits there ends its whole process group.
-GUARD = 'exec 3<&0; "$@" </dev/null 3<&- & child=$!; { cat <&3 >/dev/null; kill -TERM 0; } >&- 2>&- & wait "$child"'
 
 # What rsync's exit status means to us; the texts are in rsync(1), EXIT VALUES.
 _MEANING: dict[int, type[TransportError]] = {
@@ -52,7 +55,7 @@ class Rsync:
 
     name: ClassVar[str] = "rsync"
     api_version: ClassVar[int] = API_VERSION
-    needs: ClassVar[tuple[Probe[Any], ...]] = (TOOLS,)
+    needs: ClassVar[tuple[Probe[Any], ...]] = (CLEAN, TOOLS)
     capabilities: ClassVar[Capabilities] = Capabilities(resume="rescan", route="ssh", setup=14.0)
 
     def refuse(self, request: Request, facts: Facts) -> str | None:
@@ -62,6 +65,8 @@ class Rsync:
             return "there is no rsync on this machine"
         if shutil.which("ssh") is None:
             return "rsync needs the ssh program, and this machine has none"
+        if facts.get(CLEAN) is False:
+            return "the connection alters bytes, which rsync's protocol does not survive"
         tools = facts.get(TOOLS)
         if tools is not None and "rsync" not in tools:
             return "the node has no rsync"
@@ -73,7 +78,8 @@ class Rsync:
         if ssh is None:
             raise Unusable("rsync needs the ssh program", node=job.request.node.name)
         start = await self._append_from(job)
-        mode = ["--append"] if start is not None else ["--inplace", "--no-whole-file"]
+        # The part has the source's size, and may have its time: rsync must not take that for sameness.
+        mode = ["--append"] if start is not None else ["--inplace", "--no-whole-file", "--ignore-times"]
         if start == 0:
             mode = ["--inplace", "--whole-file"]
         argv = [
@@ -108,63 +114,21 @@ class Rsync:
         return first.start
 
     async def _run(self, job: Job, argv: list[bytes]) -> None:
-        process = await asyncio.create_subprocess_exec(
-            *map(str.encode, ("sh", "-c", GUARD, "sh")),
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        assert process.stderr is not None
-        watching = asyncio.create_task(_watch(job))
-        try:
-            said, words = await asyncio.gather(process.stdout.read(), process.stderr.read())
-            status = await process.wait()
-        finally:
-            watching.cancel()
-            await _end(process)
-            await asyncio.gather(watching, return_exceptions=True)
-        total = _SENT.search(said.decode("utf-8", "replace"))
+        ended = await run_program(job, argv)
+        total = _SENT.search(ended.said)
         if total is not None:
             job.sent(int(total[1].replace(",", "")))
-        if status:
-            raise _failure(job, status, words.decode("utf-8", "replace"))
+        if ended.status:
+            raise _failure(job, ended)
 
 
-def _failure(job: Job, status: int, words: str) -> TransportError:
+def _failure(job: Job, ended: Ended) -> TransportError:
     """Say what rsync's end means, by its status and by what it said."""
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    said = "; ".join(lines[-4:])[-400:]
+    status, words = ended.status, ended.words
     kind = _MEANING.get(status, Transient)
     if any(word in words for word in _FATAL):
         kind = Fatal
     elif "command not found" in words or ("not found" in words and status in {12, 127}):
         kind = Unusable
-    return kind(f"rsync ended with status {status}: {said}", node=job.request.node.name, tried="rsync over ssh")
-
-
-async def _watch(job: Job) -> None:
-    """Report what the node has on its disk; what rsync prints is only what it has sent."""
-    with contextlib.suppress(TransportError):
-        before = told = await job.landing.held()
-        while True:
-            await asyncio.sleep(LOOK)
-            held = await job.landing.held()
-            if held > told:
-                job.progress(min(held, before + sum(item.length for item in job.missing)) - told)
-                told = held
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """End rsync and the ssh that it started; a repeat does nothing."""
-    for name in (signal.SIGTERM, signal.SIGKILL):
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, name)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), GRACE)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    what = f"rsync ended with status {status}: {ended.last_words}"
+    return kind(what, node=job.request.node.name, tried="rsync over ssh")

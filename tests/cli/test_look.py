@@ -155,7 +155,7 @@ def test_plugins_and_what_is_wrong_with_them(rrmove: Callable[..., Said], monkey
         PluginRow("chunked", "0.1.0", "rrmove", "ssh", "exact"),
         PluginRow("odd", "2.0", "rrmove-odd", problem="it cannot be imported", remedy="Ask\nits author", trace="T\nB"),
     )
-    replace(monkeypatch, "rrmove.discovery", discover=lambda: Registry(rows=rows))
+    replace(monkeypatch, "rrmove.discovery", discover=lambda **_: Registry(rows=rows))
     assert rrmove("plugins").out.splitlines() == [
         "TRANSPORT  VERSION  DISTRIBUTION  ROUTE  RESUME",
         "chunked    0.1.0    rrmove        ssh    exact",

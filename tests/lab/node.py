@@ -42,6 +42,11 @@ Subsystem sftp internal-sftp
 SetEnv PATH={path}
 """
 
+_FILTER = """\
+narrow() { LC_ALL=C stdbuf -o0 tr '\\200-\\377' '?'; }
+narrow | sh -c "$SSH_ORIGINAL_COMMAND" | narrow
+"""
+
 # Run by `ip netns exec`, which has made us a mount namespace that nothing leaks out of
 _BOOT = """\
 set -e
@@ -99,6 +104,10 @@ class Node:
         (self.home / "sshd_config").write_text(
             _SSHD.format(home=self.home, authorized=self._authorized, profile=self.profile, path=_SEARCH_PATH)
         )
+        if self.profile.seven_bits:
+            (self.home / "filter.sh").write_text(_FILTER)
+            with (self.home / "sshd_config").open("a") as config:
+                config.write(f"ForceCommand sh {self.home}/filter.sh\n")
         size = self.profile.data_mb
         home = shlex.quote(str(self.home))
         script = _BOOT.format(

@@ -59,6 +59,8 @@ class Profile:
     """sshd's MaxStartups; its own default is 10:30:100."""
     jump: str | None = None
     """The node through which alone this one can be reached (ssh_config's ProxyJump)."""
+    seven_bits: bool = False
+    """sshd runs every command behind a filter that makes question marks of all bytes above 127, both ways."""
     down: bool = False
     """No sshd: port 22 answers with RST."""
 

@@ -30,6 +30,7 @@ from tests.lab.moving import (
     wire,
 )
 from tests.lab.processes import wait_until
+from tests.lab.profiles import Profile
 
 if TYPE_CHECKING:
     from tests.lab import Lab
@@ -124,6 +125,21 @@ def test_a_node_that_throttles_logins_gets_the_file_without_a_storm(here: Lab, t
     arrive(here, make(tmp_path / "model.bin", 40 * MB), "hasty", "/data/model.bin", timeout=100)
     # Some 2 to 4 s of a connection's life and 20 MB/s: a handful would do; 2:80:4 turns most of the early ones away
     assert here.connects("hasty") - before <= 40
+
+
+@pytest.mark.parametrize("without", [(), ("python3",)], ids=["python", "shell"])
+def test_a_connection_that_is_not_8_bit_clean_still_gets_the_file(
+    lab: MakeLab, tmp_path: Path, without: tuple[str, ...]
+) -> None:
+    name = f"narrow{len(without)}"
+    here = fresh(lab(Profile(name, seven_bits=True, without=without)))
+    # It is not clean indeed
+    seen = here.run(["ssh", name, "printf '\\303\\244'; cat"], stdin="ö").stdout
+    assert seen == "????"
+    small = arrive(here, make(tmp_path / "small.bin", 1 * MB), name, "/data/small.bin")
+    assert small.last["bytes_sent"] >= 1 * MB
+    done = arrive(here, make(tmp_path / "model.bin", 5 * MB), name, "/data/model.bin")
+    assert [attempt["transport"] for attempt in done.last["attempts"]] == ["base64"]
 
 
 # Names and sizes

@@ -316,3 +316,11 @@ WORK: dict[str, Callable[[Board[int], int], object]] = {
 def test_nothing_that_is_asked_for_every_frame_grows_with_the_file(work: Callable[[Board[int], int], object]) -> None:
     few, many = seconds_for(1024, work), seconds_for(MOST_CHUNKS, work)
     assert many < 8 * few + 0.005
+
+
+def test_a_lane_that_was_lost_meanwhile_gets_no_early_check() -> None:
+    board: Board[int] = Board.of(manifest_of(4, 4), [Range(0, 4)])
+    span = board.take(1, 4)
+    assert span is not None
+    board.lost(1)
+    assert board.early(1, span) is None

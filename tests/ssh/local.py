@@ -49,8 +49,8 @@ class LocalSession:
     async def control(self) -> AgentLane:
         return next((lane for lane in self.lanes if lane.alive), None) or await self.open_lane()
 
-    async def open_lane(self) -> AgentLane:
-        lane = AgentLane(self._open, self.node, lost=self.lost.append)
+    async def open_lane(self, *, text: bool = False) -> AgentLane:
+        lane = AgentLane(self._open, self.node, lost=self.lost.append, text=text)
         self.lanes.append(lane)
         return lane
 

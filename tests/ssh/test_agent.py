@@ -30,7 +30,8 @@ from rrmove.ssh.boot import agent_text
 from tests.ssh.local import alive, until
 
 HEADER = struct.Struct(">4sII")
-READY = b"\0RRMOVE-READY\n"
+EVERY_BYTE = bytes(range(256))
+PROOF = b"\nRRMOVE-BYTES " + EVERY_BYTE + b"\0RRMOVE-READY\n"
 SOURCE = resources.files("rrmove.ssh").joinpath("agent.py").read_text("utf-8")
 MIB = 1 << 20
 
@@ -69,7 +70,8 @@ class Wire:
             env=environment,
             start_new_session=True,
         )
-        assert self.take(len(READY)) == READY
+        self.give(EVERY_BYTE)
+        assert self.take(len(PROOF)) == PROOF
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -15,6 +15,7 @@ from rrmove.cli.arguments import (
     Command,
     CompletionCommand,
     DemoCommand,
+    NewPluginCommand,
     NodesCommand,
     PlanCommand,
     PluginsCommand,
@@ -36,19 +37,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     accept_any_name()
     try:
-        code = dispatch(parse(words))
+        try:
+            command = parse(words)
+        except SystemExit as end:  # argparse ends so after --help and --version; nobody else may
+            return end.code if isinstance(end.code, int) else 1
+        code = dispatch(command)
         sys.stdout.flush()
     except BrokenPipeError:
         failure.let_the_reader_go()
         return 1
-    except SystemExit as end:  # argparse ends so after --help and --version
-        return end.code if isinstance(end.code, int) else 1
     except BaseException as error:  # noqa: BLE001 - the last frame before the user: see failure.py
         return failure.report(error, words)
     return code
 
 
-def dispatch(command: Command) -> int:
+def dispatch(command: Command) -> int:  # noqa: C901  a case for each command
     """Import the module of one command, and only that, and run it."""
     match command:
         case AutoCommand():
@@ -70,6 +73,10 @@ def dispatch(command: Command) -> int:
             from rrmove.cli import plugins
 
             code = plugins.run(command)
+        case NewPluginCommand():
+            from rrmove.cli import newplugin
+
+            code = newplugin.run(command)
         case NodesCommand():
             from rrmove.cli import nodes
 

@@ -9,6 +9,7 @@ from rrmove.cli.parser import build_parser, check_command
 from rrmove.cli.text import printable
 from rrmove.errors import UsageError
 from rrmove.model import Options
+from rrmove.plugin_settings import given
 
 if TYPE_CHECKING:
     import argparse
@@ -72,9 +73,19 @@ class ProbeCommand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginsCommand:
-    """List the transports."""
+    """List the transports, or show the one called `name`."""
 
+    name: str | None = None
+    plugins: tuple[str, ...] = ()
     output: Output = field(default_factory=Output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPluginCommand:
+    """Write a distribution for a new transport."""
+
+    name: str
+    directory: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +144,7 @@ Command = (
     | PlanCommand
     | ProbeCommand
     | PluginsCommand
+    | NewPluginCommand
     | NodesCommand
     | CleanCommand
     | ServeCommand
@@ -151,7 +163,7 @@ def parse(argv: Sequence[str]) -> Command:
     return _command(words)
 
 
-def _command(words: argparse.Namespace) -> Command:
+def _command(words: argparse.Namespace) -> Command:  # noqa: C901  a case for each command
     parsed: Command
     match words.command:
         case "auto":
@@ -173,7 +185,9 @@ def _command(words: argparse.Namespace) -> Command:
         case "probe":
             parsed = ProbeCommand(nodes=tuple(words.nodes_named), access=_access(words), output=_output(words))
         case "plugins":
-            parsed = PluginsCommand(output=_output(words))
+            parsed = PluginsCommand(name=words.name, plugins=tuple(words.plugins or ()), output=_output(words))
+        case "plugin":
+            parsed = NewPluginCommand(name=words.name, directory=words.directory)
         case "nodes":
             parsed = NodesCommand(names=words.names, access=_access(words), output=_output(words))
         case "clean":
@@ -220,6 +234,8 @@ def _options(words: argparse.Namespace) -> Options:
         limit_rate=words.limit_rate,
         deadline=words.deadline,
         sha256=words.sha256,
+        settings=tuple(given(name, value) for name, value in words.settings or ()),
+        plugins=tuple(words.plugins or ()),
     )
 
 

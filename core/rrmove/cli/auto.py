@@ -7,12 +7,13 @@ import contextlib
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rrmove.cli import failure, interrupt
 from rrmove.cli.jsonlines import JSONLines, outcome_object, unfinished_object
 from rrmove.cli.progress import Watcher, watcher
 from rrmove.cli.result import result_line
+from rrmove.cli.stdout import kept
 from rrmove.cli.text import amount, printable, say
 from rrmove.errors import RRMoveError
 
@@ -28,12 +29,14 @@ TICK = 0.25  # seconds between two looks at the clock
 def run(command: AutoCommand, errand: Errand | RRMoveError) -> int:
     """Move the file and return the exit code. Raises what `move()` raises, or what the lookup did."""
     if command.output.json:
-        return _in_json(command, errand)
+        with kept() as out:
+            return _in_json(command, errand, out)
     if isinstance(errand, RRMoveError):
         raise errand
     seen = watcher(errand.source.name, errand.node.name, command.output)
     try:
-        outcome = _moved(command, errand, seen)
+        with kept(lambda: seen.tally.transport), contextlib.closing(seen):  # a bar holds on to stdout
+            outcome = _moved(command, errand, seen)
     except KeyboardInterrupt:
         seen.close()
         say(_interrupted(seen.tally))
@@ -47,9 +50,9 @@ def run(command: AutoCommand, errand: Errand | RRMoveError) -> int:
     return 0
 
 
-def _in_json(command: AutoCommand, errand: Errand | RRMoveError) -> int:
+def _in_json(command: AutoCommand, errand: Errand | RRMoveError, out: TextIO) -> int:
     """Do the same for a program: whatever happens, the last line on stdout is an outcome."""
-    seen = JSONLines(quiet=command.output.quiet)
+    seen = JSONLines(quiet=command.output.quiet, out=out)
     begun = time.monotonic()
     node = command.targets[0]
 
@@ -103,6 +106,9 @@ async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
             limit_rate=options.limit_rate,
             deadline=options.deadline,
             sha256=options.sha256,
+            settings={each.name: each.value for each in options.settings},
+            plugins=options.plugins,
+            alone=True,
             inventory=errand.inventory,
             ssh=command.access.ssh,
             on_event=seen,

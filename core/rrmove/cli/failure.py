@@ -13,6 +13,7 @@ from rrmove.errors import NoRouteError, RRMoveError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TextIO
 
 FAILED = 1
 INTERRUPTED = 130
@@ -106,9 +107,9 @@ def state_directory() -> Path:
     return folder
 
 
-def let_the_reader_go() -> None:
+def let_the_reader_go(out: TextIO | None = None) -> None:
     """Forget what the reader of stdout no longer wants, so that Python's own exit stays quiet."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, (out or sys.stdout).fileno())
         os.close(nowhere)

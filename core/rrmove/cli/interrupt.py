@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rrmove.cli.text import say
 
@@ -32,7 +32,10 @@ def run(main: Coroutine[Any, Any, T], *, tidy: Callable[[], None] = lambda: None
     # Outside the runner, whose end may take a while: it waits for threads that hash or connect.
     with stop.listening(), asyncio.Runner() as runner:
         try:
-            return runner.run(stop.watch(main))
+            try:
+                return runner.run(stop.watch(main))
+            except SystemExit as end:
+                return cast("T", stop.turn_on(runner, end))
         except asyncio.CancelledError:
             if stop.asked:
                 raise KeyboardInterrupt from None
@@ -54,6 +57,14 @@ class _Stop:
             main.close()
             raise asyncio.CancelledError
         return await main
+
+    def turn_on(self, runner: asyncio.Runner, end: SystemExit) -> Any:
+        """Go on after some task of a plugin wanted to end the program."""
+        from rrmove.containment import turn_on
+
+        if self._task is None:
+            raise end
+        return turn_on(runner.get_loop(), self._task, end)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rrmove.cli.tally import Tally
 from rrmove.events import Event, Finished, Progressed
@@ -29,8 +29,11 @@ class JSONLines:
     When the reader is gone the move goes on: a file half moved helps nobody.
     """
 
-    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin; `quiet` writes nothing but the outcome."""
+    def __init__(
+        self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic, out: TextIO | None = None
+    ) -> None:
+        """Begin; `quiet` writes nothing but the outcome, `out` stands for stdout."""
+        self._out = out
         self.tally = Tally()
         self._quiet = quiet
         self._clock = clock
@@ -63,13 +66,14 @@ class JSONLines:
         if self._gone:
             return
         try:
-            sys.stdout.write(dumps(line) + "\n")
-            sys.stdout.flush()
+            out = self._out or sys.stdout
+            out.write(dumps(line) + "\n")
+            out.flush()
         except BrokenPipeError:
             from rrmove.cli.failure import let_the_reader_go
 
             self._gone = True
-            let_the_reader_go()
+            let_the_reader_go(self._out or sys.stdout)
 
 
 def dumps(value: object) -> str:

@@ -23,8 +23,7 @@ def run(command: NodesCommand) -> int:
 
     inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
     if command.names:  # for completion, which cannot wait for ssh to be asked about each
-        names = [*inventory.nodes, *inventory.ssh_hosts]
-        show(sorted({printable(name) for name in names}))
+        show(sorted({printable(name) for name in inventory.names()}))
         return 0
     rows = inventory.listing()
     if command.output.json:

@@ -12,6 +12,7 @@ from rrmove.events import (
     Committed,
     ConnectionLost,
     Event,
+    LeftBehind,
     Planned,
     Probed,
     Verified,
@@ -48,6 +49,8 @@ class Notices:
             case AttemptFailed():
                 self._failed = event.attempt
                 return [_failed(event.attempt, event.node)]
+            case LeftBehind():
+                return [f"{event.transport} had left behind, and it was ended: {', '.join(event.processes)}"]
             case AttemptStarted():
                 return self._started(event)
             case Waiting() if self.verbose or event.seconds >= PATIENCE:

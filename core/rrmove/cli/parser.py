@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrmove.cli.text import printable
-from rrmove.cli.values import count, duration, hex_digest, names, port, rate, root, size
+from rrmove.cli.values import count, duration, hex_digest, names, port, rate, root, setting, size
 from rrmove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ Look, and move nothing
     nodes                 the nodes that can be named
 Serve
     serve --root NAME=DIR this machine's directories, over HTTP
+Extend
+    plugin new NAME       begin a transport of your own
 Care
     clean NODE            remove what interrupted moves left on a node
     demo                  see a move over a link that keeps breaking
@@ -74,6 +76,14 @@ where no transport can serve."""
 PROBE = """\
 Look at nodes, all at once, and show what was found there. Exits with 1 where
 a node could not be reached."""
+
+PLUGINS = """\
+List the transports that are installed, and what is wrong with those that
+cannot be used; or show one of them, with its settings and their defaults."""
+
+PLUGIN = """\
+Write a distribution with a transport that works as it is, its entry point,
+its tests and a CI file: to be changed into one of your own."""
 
 CLEAN = """\
 Remove the part files that interrupted moves left on a node, and print what
@@ -173,9 +183,18 @@ def build_parser() -> Parser:
     _add_access(probe)
     _add_output(probe, "print one JSON object a line and node")
 
-    plugins = command("plugins", "list the transports that are installed")
+    plugins = command("plugins", "list the transports that are installed", PLUGINS)
+    plugins.add_argument("name", metavar="NAME", nargs="?", help="a transport, to see its settings")
+    _add_plugin(plugins)
     _add_output(plugins, "print one JSON object a line and transport")
     plugins.add_argument("-v", "--verbose", action="store_true", help="show the traceback of what failed to load")
+
+    plugin = command("plugin", "begin a transport of your own", PLUGIN)
+    new = plugin.add_subparsers(dest="deed", metavar="new NAME", required=True).add_parser(
+        "new", help="write a distribution", description=PLUGIN, allow_abbrev=False
+    )
+    new.add_argument("name", metavar="NAME", help="what the transport is called, as in --only NAME")
+    new.add_argument("--directory", metavar="DIR", help="where to write it (default: rrmove-NAME)")
 
     nodes = command("nodes", "list the nodes that can be named")
     nodes.add_argument("--names", action="store_true", help="print nothing but the names")
@@ -246,6 +265,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_argument_group("which transports")
     choice.add_argument("--only", metavar="A,B", type=names, action="append", help="try none but these")
     choice.add_argument("--without", metavar="A,B", type=names, action="append", help="do not try these")
+    _add_plugin(choice)
+    choice.add_argument(
+        "-o",
+        dest="settings",
+        metavar="NAME.KEY=VALUE",
+        type=setting,
+        action="append",
+        help="set something of a transport; `rrmove plugins NAME` lists what there is",
+    )
     limits = parser.add_argument_group("limits and checks")
     limits.add_argument("--limit-rate", metavar="RATE", type=rate, help="bytes a second at most: 50M, 800k, 1.5G")
     limits.add_argument("--deadline", metavar="SECONDS", type=duration, help="give up after this long: 90, 30m, 2h")
@@ -254,6 +282,16 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HEX",
         type=hex_digest,
         help="what `sha256sum` prints for the file; checked at both ends",
+    )
+
+
+def _add_plugin(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--plugin",
+        dest="plugins",
+        metavar="FILE",
+        action="append",
+        help="a Python file with a transport that is not installed",
     )
 
 
@@ -284,7 +322,7 @@ def _add_output(parser: argparse.ArgumentParser, json: str, *, verbosity: bool =
         volume.add_argument("-v", "--verbose", action="store_true", help="say all that happens")
 
 
-COMMANDS = ("auto", "plan", "probe", "plugins", "nodes", "clean", "serve", "demo", "completion")
+COMMANDS = ("auto", "plan", "probe", "plugins", "plugin", "nodes", "clean", "serve", "demo", "completion")
 
 
 def check_command(argv: Sequence[str]) -> None:

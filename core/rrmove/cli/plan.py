@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rrmove.cli import interrupt
 from rrmove.cli.jsonlines import dumps
 from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.cli.stdout import kept
 from rrmove.cli.table import columns, show
 from rrmove.cli.text import amount, printable
 from rrmove.units import format_seconds, format_size
@@ -25,7 +26,8 @@ HISTORY = 10  # former moves that are shown
 
 def run(command: PlanCommand) -> int:
     """Show the plan; 3 where no transport can serve. Raises what `preview()` raises."""
-    seen = interrupt.run(_look(command))
+    with kept():
+        seen = interrupt.run(_look(command))
     show([dumps(plan_object(seen))] if command.output.json else describe(seen))
     return 0 if seen.plan.steps else NO_ROUTE
 
@@ -46,6 +48,8 @@ async def _look(command: PlanCommand) -> Preview:
         limit_rate=options.limit_rate,
         deadline=options.deadline,
         sha256=options.sha256,
+        settings={each.name: each.value for each in options.settings},
+        plugins=options.plugins,
         inventory=inventory,
         ssh=access.ssh,
     )

@@ -69,6 +69,15 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def setting(text: str) -> tuple[str, str]:
+    """Read NAME.KEY=VALUE. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    transport, dot, key = name.strip().partition(".")
+    if not (equals and dot and transport and key):
+        raise UsageError(f"{text!r} sets nothing", remedy="Write it as TRANSPORT.KEY=VALUE, as in http.port=8080")
+    return f"{transport}.{key}", value.strip()
+
+
 def hex_digest(text: str) -> str:
     """Read a SHA-256 in hex, in either case, with or without `sha256:` before it.
 

@@ -6,8 +6,9 @@ imports nothing of rrmove, and rrmove imports nothing of it but its text.
 The protocol. Both ways a frame is a header (magic, length of the fields, length of the body; big
 endian), the fields as JSON, the body as raw bytes. A request has `op` and `id`, its answer the
 same `id`, or `error` with `errno`, a symbolic name, and `text`. The environment of every agent has
-RRMOVE_AGENT=1, so that agents can tell one another from foreign writers. Requests may be sent before the
-agent has said anything. `put` is done in the order of arrival by the reading thread; what reads or
+RRMOVE_AGENT=1, so that agents can tell one another from foreign writers. Both sides begin with all 256
+byte values: where they do not get through, no frame would. Requests may follow before the agent has
+said anything. `put` is done in the order of arrival by the reading thread; what reads or
 changes the disk otherwise is done in order by one other thread, each after the puts before it;
 the rest is answered when it is ready. While anything is under way a beat (id 0) is sent every
 second, so that silence means a dead connection.
@@ -46,6 +47,9 @@ import time
 MAGIC = b"RRM1"
 HEADER = struct.Struct(">4sII")
 READY = b"\0RRMOVE-READY\n"
+EVERY_BYTE = bytes(bytearray(range(256)))
+PROOF = b"\nRRMOVE-BYTES " + EVERY_BYTE + READY  # before anything is said, all bytes have to get through
+NOT_CLEAN = b"\nRRMOVE-NOT-CLEAN\n"
 BLOCK = 256 * 1024  # hashing in blocks that stay in the cache is a quarter faster than by the chunk
 IDLE = 900.0  # an agent whose connection died without a word goes after this many seconds
 PART, JOURNAL, BAD = ".rrmove-part", ".rrmove-journal", ".rrmove-bad"
@@ -674,9 +678,14 @@ def main():
             __import__("fcntl").fcntl(fd, 1031, 1 << 20)  # F_SETPIPE_SZ: a wider pipe, fewer switches
         except (OSError, ImportError):
             pass  # not a pipe, or not Linux
-    os.write(sink, READY)
+    agent = Agent(0, sink)
     try:
-        Agent(0, sink).serve()
+        proof = memoryview(bytearray(len(EVERY_BYTE)))
+        agent.read(proof)
+        clean = proof == EVERY_BYTE
+        os.write(sink, PROOF if clean else NOT_CLEAN)
+        if clean:
+            agent.serve()
     except (EOFError, OSError):
         pass  # the connection has ended
     except Exception as error:  # nothing that follows could be understood; the connection ends with a word

@@ -21,5 +21,9 @@ BOOT = (
 @functools.cache
 def agent_text() -> bytes:
     """Give the agent as the line that BOOT reads: printable, for channels that are not 8-bit clean."""
-    text = Path(__file__).with_name("agent.py").read_bytes()
-    return base64.b64encode(zlib.compress(text, 9)) + b"\n"
+    return one_line("agent.py")
+
+
+def one_line(name: str) -> bytes:
+    """Give a program of this directory as a line that BOOT reads."""
+    return base64.b64encode(zlib.compress(Path(__file__).with_name(name).read_bytes(), 9)) + b"\n"

@@ -11,9 +11,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from rrmove.errors import RRMoveError, Transient, Unusable
+from rrmove.errors import Fatal, RRMoveError, Transient, Unusable
 from rrmove.session import Body, FilePart, Reply
-from rrmove.ssh.failures import NoLogin, NoPython, explain_operation
+from rrmove.ssh.armour import armoured
+from rrmove.ssh.failures import NoLogin, NoPython, NotClean, explain_operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from rrmove.ssh.channel import Channel, Open
 
 READY = b"\0RRMOVE-READY\n"
-NO_PYTHON = b"\nRRMOVE-NO-PYTHON\n"
+EVERY_BYTE = bytes(range(256))  # what both sides begin with
+BYTES = b"\nRRMOVE-BYTES "
+NOT_CLEAN = b"\nRRMOVE-NOT-CLEAN"
+NO_PYTHON = b"\nRRMOVE-NO-PYTHON"
 NOISE = 64 * 1024  # what a login shell's start-up files may print before the agent speaks, bytes
 LOGIN_PATIENCE = 30.0  # s; a cold login takes 12 round trips and a slow .bashrc some seconds more
 PATIENCE = 6.0  # s without a word while calls are open; both agent and floor send a beat every second
@@ -44,10 +48,14 @@ class CallLane(abc.ABC):
 
     A thread connects and writes, another reads; everything else happens in the event loop in
     which the lane was made. The connection is begun at once, calls queue up until it is there.
+    With `text` all that goes over the wire is text, for channels that are not 8-bit clean.
     """
 
-    def __init__(self, open_channel: Open, node: Node, *, lost: Callable[[RRMoveError], None] | None = None) -> None:
-        self._node, self._open_channel, self._lost = node, open_channel, lost
+    def __init__(
+        self, open_channel: Open, node: Node, *, lost: Callable[[RRMoveError], None] | None = None, text: bool = False
+    ) -> None:
+        self._node, self._open_channel, self._lost = node, armoured(open_channel) if text else open_channel, lost
+        self.text = text
         self._loop = asyncio.get_running_loop()
         self._begun = self._heard = self._asked = time.monotonic()
         self._carried = 0
@@ -210,8 +218,8 @@ class CallLane(abc.ABC):
         self._threads.append(reader)
         reader.start()
         try:
-            channel.write(text)
-            self._carried += len(text)
+            channel.write(text + EVERY_BYTE)
+            self._carried += len(text) + len(EVERY_BYTE)
             while (item := self._outbox.get()) is not None:
                 head, body = item
                 if isinstance(body, FilePart):
@@ -265,6 +273,15 @@ class CallLane(abc.ABC):
     def _mangled(self) -> Transient:
         return Transient("the node's answers are mangled", node=self._node.name)
 
+    def _unclean(self) -> RRMoveError:
+        if not self.text:
+            return NotClean("the connection alters bytes", node=self._node.name)
+        return Fatal(
+            "the connection alters bytes, and not even text gets through",
+            node=self._node.name,
+            remedy="Look for what is between, such as a forced command. A node without python3 needs base64",
+        )
+
     def _await_ready(self, channel: Channel) -> None:
         heard = b""
         while not heard.endswith(READY):
@@ -275,6 +292,12 @@ class CallLane(abc.ABC):
             heard += byte
             if heard.endswith(NO_PYTHON):
                 raise NoPython("the node has no python3 >= 3.6", node=self._node.name)
+            if heard.endswith(NOT_CLEAN):
+                raise self._unclean()
+            if heard.endswith(BYTES):
+                if channel.read(len(EVERY_BYTE)) != EVERY_BYTE:
+                    raise self._unclean()
+                heard = b""
             if len(heard) > NOISE:
                 raise Transient(
                     f"something else than the agent answers: {heard[:80]!r}",

@@ -20,6 +20,10 @@ class NotOurs(Transient):
     """Our own SSH client cannot log in there, or is not let in; `ssh` has its turn."""
 
 
+class NotClean(Transient):
+    """The connection does not carry all byte values; lanes of text serve there."""
+
+
 class NoLogin(Transient):
     """No connection could be made; the node may be down, or too many connections were tried."""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from rrmove.errors import RRMoveError, Unusable
 from rrmove.session import Body, FilePart, Reply
+from rrmove.ssh.armour import floor_armour, shell_line
 from rrmove.ssh.calls import Answer, CallLane
 from rrmove.ssh.failures import StaleError, explain_operation
 from rrmove.ssh.lane import path_among
@@ -45,9 +46,7 @@ BOOT = """sh -c 'RRMOVE_AGENT=1 exec sh -c "IFS= read -r text && eval \\"\\$(pri
 @functools.cache
 def floor_text() -> bytes:
     """Give the floor as the line that BOOT reads, without comments and indentation."""
-    lines = resources.files("rrmove.ssh").joinpath("floor.sh").read_text("ascii").splitlines()
-    kept = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return "\n".join(kept).replace("\\", "\\0134").replace("\n", "\\n").encode("ascii") + b"\n"
+    return shell_line(resources.files("rrmove.ssh").joinpath("floor.sh").read_text("ascii"))
 
 
 class FloorLane(CallLane):
@@ -60,9 +59,11 @@ class FloorLane(CallLane):
 
     frame_limit = 1 << 20
 
-    def __init__(self, open_channel: Open, node: Node, *, lost: Callable[[RRMoveError], None] | None = None) -> None:
+    def __init__(
+        self, open_channel: Open, node: Node, *, lost: Callable[[RRMoveError], None] | None = None, text: bool = False
+    ) -> None:
         self._told: dict[int, list[str]] = {}
-        super().__init__(open_channel, node, lost=lost)
+        super().__init__(open_channel, node, lost=lost, text=text)
 
     async def call(self, op: str, /, body: Body = b"", **arguments: object) -> Reply:
         """Ask the floor for one operation and wait for its answer."""
@@ -75,7 +76,7 @@ class FloorLane(CallLane):
         return await duty(self, _Ask(self, op, path), **arguments)
 
     def _start(self) -> tuple[str, bytes]:
-        return BOOT, floor_text()
+        return BOOT, (floor_armour() if self.text else b"") + floor_text()
 
     def _refused(self, op: str, path: str, name: str, text: str, **more: object) -> RRMoveError:
         return explain_operation(op, {"errno": name, "text": text, **more}, node=self._node.name, path=path)

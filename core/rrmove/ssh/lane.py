@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from rrmove.session import Body, FilePart, Reply
+from rrmove.ssh.armour import agent_armour
 from rrmove.ssh.boot import BOOT, agent_text
 from rrmove.ssh.calls import Answer, CallLane
 
@@ -38,7 +39,7 @@ class AgentLane(CallLane):
         return await self._exchange(op, path_among(arguments, op), encode, body)
 
     def _start(self) -> tuple[str, bytes]:
-        return BOOT, agent_text()
+        return BOOT, (agent_armour() if self.text else b"") + agent_text()
 
     def _hear(self, channel: Channel) -> Answer | None:
         head = channel.read(HEADER.size)

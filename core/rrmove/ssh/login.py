@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from rrmove.ssh import own
 from rrmove.ssh.config import argv_options, destination, direct, effective
-from rrmove.ssh.failures import NoPython, NotOurs
+from rrmove.ssh.failures import NoPython, NotClean, NotOurs
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
 from rrmove.ssh.openssh import ALONE, LANE_OPTIONS, start
@@ -29,7 +29,8 @@ class SSHSession:
     """Logs in to a node over SSH; see `rrmove.session.Session` for the contract.
 
     An async context manager: leaving it closes every lane. `floor` is true once the node has
-    turned out to have no python3; lanes opened from then on speak the shell floor. `begun` is a
+    turned out to have no python3; lanes opened from then on speak the shell floor. `text` is true
+    once a connection has turned out to alter bytes; from then on all lanes are of text. `begun` is a
     connection that is under way already; it becomes the first lane's.
     `more` are further flags for ssh.
 
@@ -48,6 +49,7 @@ class SSHSession:
         more: tuple[str, ...] = (),
     ) -> None:
         self._node, self._ssh, self._client, self.floor = node, ssh, client, False
+        self.text = False
         self._lanes: list[AnyLane] = []
         self._ahead: list[AnyLane] = []
         self._closing: set[asyncio.Task[None]] = set()
@@ -86,15 +88,15 @@ class SSHSession:
         """Begin so many connections ahead; `open_lane()` will give them before it begins others."""
         self._ahead += [await self._another(quickly=True) for _ in range(count)]
 
-    async def open_lane(self) -> AnyLane:
-        """Begin one more connection and give its lane at once."""
-        while self._ahead:
+    async def open_lane(self, *, text: bool = False) -> AnyLane:
+        """Begin one more connection and give its lane at once; with `text` only text is on the wire."""
+        while self._ahead and not text:
             lane = self._ahead.pop(0)
             if lane.alive:
                 return lane
-        return await self._another()
+        return await self._another(text=text)
 
-    async def _another(self, *, quickly: bool = False) -> AnyLane:
+    async def _another(self, *, quickly: bool = False, text: bool = False) -> AnyLane:
         for lane in [lane for lane in self._lanes if not lane.alive]:
             self._lanes.remove(lane)
             closing = asyncio.create_task(lane.close())  # it may take a moment until its threads have noticed
@@ -102,7 +104,8 @@ class SSHSession:
             closing.add_done_callback(self._closing.discard)
         kind = FloorLane if self.floor else AgentLane
         first = self.opened == 0
-        lane = kind(self._open(alone=not first, quickly=quickly or first), self._node, lost=self._lost)
+        opening = self._open(alone=not first, quickly=quickly or first)
+        lane = kind(opening, self._node, lost=self._lost, text=text or self.text)
         self.opened += 1
         self._lanes.append(lane)
         return lane
@@ -131,6 +134,8 @@ class SSHSession:
             self.floor = True
         if isinstance(error, NotOurs):
             self._client = "openssh"
+        if isinstance(error, NotClean):
+            self.text = True
 
     def _open(self, *, alone: bool, quickly: bool) -> Open:
         """Say how a channel is opened; the first may share a master connection that the user keeps."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rrmove.errors import Fatal, RRMoveError
 from rrmove.ssh.config import argv_options, destination
 from rrmove.ssh.failures import explain_login
-from rrmove.ssh.pipes import PipeChannel
+from rrmove.ssh.pipes import PipeChannel, clients
 
 if TYPE_CHECKING:
     from rrmove.model import Node
@@ -71,6 +71,7 @@ class OpenSSHChannel(PipeChannel):
                 node=node.name,
                 remedy="Install the OpenSSH client, or use `--ssh paramiko`",
             ) from error
+        clients.add(self._process.pid)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with self._process.stdin as into, self._process.stdout as out_of:
@@ -113,3 +114,4 @@ class OpenSSHChannel(PipeChannel):
             with contextlib.suppress(ProcessLookupError):  # it may end in this very moment
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        clients.discard(self._process.pid)

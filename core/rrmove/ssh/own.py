@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rrmove.errors import Fatal, RRMoveError, Transient, Unusable, UsageError
 from rrmove.ssh.beginning import begin
 from rrmove.ssh.failures import NoLogin, NotOurs
-from rrmove.ssh.pipes import PipeChannel
+from rrmove.ssh.pipes import PipeChannel, clients
 
 if TYPE_CHECKING:
     from rrmove.model import Node
@@ -66,6 +66,7 @@ class Client:
             except OSError as error:
                 self._orders.close()
                 raise Unusable(f"cannot run {sys.executable!r}: {error.strerror}") from error
+        clients.add(self._process.pid)
 
     @property
     def runs(self) -> bool:
@@ -83,6 +84,7 @@ class Client:
         """Have it go, and wait until it has."""
         self._orders.close()
         self._process.wait()
+        clients.discard(self._process.pid)
 
 
 def _take() -> Client:

@@ -13,7 +13,13 @@ from rrmove.errors import Fatal
 if TYPE_CHECKING:
     from rrmove.errors import RRMoveError
 
+clients: set[int] = set()  # the process ids of SSH clients that channels of this process have
 PIPE_SIZE = 1 << 20  # the largest that Linux gives without privilege; with 64 KiB rates fell by half
+
+
+def running() -> frozenset[int]:
+    """Give the process ids of all SSH clients that channels of this process have."""
+    return frozenset(clients)
 
 
 class PipeChannel(abc.ABC):
@@ -77,4 +83,4 @@ class PipeChannel(abc.ABC):
         """End the client, so that whoever reads or writes finds the end of the stream; called once."""
 
 
-__all__ = ["PipeChannel"]
+__all__ = ["PipeChannel", "clients", "running"]

@@ -47,10 +47,15 @@ class Faults:
     """Programs that PATH on the node does not lead to. A name hides its variants too (`python3` hides
     `python3.11`, and `python` where that leads to python3); `sftp-server` hides the sftp subsystem. An absolute
     path still finds them."""
+    seven_bits: bool = False
+    """Whether every byte above 127 that a command reads or prints has become a question mark on the way."""
     disk_bytes: int | None = None
     """What the node's home can hold. As root, at start: a tmpfs of that size (whole pages, at least one), mounted
     with private propagation and unmounted at close. Otherwise, or where mounting fails: a limit on the size of
     each file (RLIMIT_FSIZE), so a writer sees EFBIG instead of ENOSPC, and `df` tells nothing."""
+    file_bytes: int | None = None
+    """How large a file on the node may get (RLIMIT_FSIZE): a writer sees EFBIG, as it sees ENOSPC where the disk
+    is full. Needs no root; holds for commands that are started from then on."""
     rate: float | None = None
     """Bytes a second, in each direction, shared by all connections of the node."""
     rtt: float = 0.0

@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self, cast
@@ -44,15 +45,18 @@ READ = 256 * 1024
 GRACE = 2.0  # seconds a command has, once its connection died, to notice its closed pipes
 MEMORY = "/dev/shm"  # noqa: S108 - used through mkdtemp
 QUIET = "rrmove.testing.node.paramiko"
+SEVEN_BITS = bytes(range(128)) + b"?" * 128
 MARK = "RRMOVE_EMBEDDED_NODE"  # in the environment of each command: how close() finds what escaped its group
 
 
 class _Command:
     """One command on the node: a process group of its own, its three streams joined to a channel."""
 
-    def __init__(self, channel: paramiko.Channel, argv: list[str], env: dict[str, str], home: Path) -> None:
+    def __init__(
+        self, channel: paramiko.Channel, argv: list[str], env: dict[str, str], home: Path, table: bytes | None
+    ) -> None:
         self.finished = False  # reaped, and its output has ended
-        self._channel = channel
+        self._channel, self._table = channel, table  # what the bytes become on the way; None leaves them
         self._process = subprocess.Popen(
             argv, cwd=home, env=env, start_new_session=True, bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -74,7 +78,7 @@ class _Command:
         gone = contextlib.suppress(OSError, EOFError, SSHException)
         with gone, cast("IO[bytes]", self._process.stdin) as pipe:
             while data := self._channel.recv(WINDOW):
-                rest = memoryview(data)
+                rest = memoryview(data.translate(self._table))
                 while rest:
                     rest = rest[os.write(pipe.fileno(), rest) :]
 
@@ -99,7 +103,7 @@ class _Command:
         with contextlib.suppress(OSError, EOFError, SSHException), pipe:
             while data := os.read(pipe.fileno(), READ):
                 for start in range(0, len(data), PIECE):
-                    piece = data[start : start + PIECE]
+                    piece = data[start : start + PIECE].translate(self._table)
                     while piece:
                         sent = send(piece)
                         if not sent:
@@ -295,6 +299,27 @@ class EmbeddedNode:
         if resized and not _mount("-o", f"remount,{_size(faults.disk_bytes)}", str(self.home)):
             raise OSError(f"{self.home} holds more than {faults.disk_bytes} bytes already")
 
+    @property
+    def temporary(self) -> Path:
+        """Where programs on the node have their temporary files, to be looked at from outside."""
+        return self._work / "tmp"
+
+    def processes(self) -> dict[int, str]:
+        """Give the processes that run on the node, with their command lines."""
+        from .outside import marked
+
+        return marked(f"{MARK}={self._mark}")
+
+    def limit_files(self, most: int | None) -> None:
+        """Let no file on the node get larger than `most` bytes, for what runs there already, too; None lifts it."""
+        import resource
+
+        self.faults = replace(self.faults, file_bytes=most)
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard if most is None else most, hard))
+
     def start(self) -> None:
         """Open the node; a repeat does nothing. Raises OSError where no port or directory can be had."""
         if self._running:
@@ -401,10 +426,12 @@ class EmbeddedNode:
     def _spawn(self, channel: paramiko.Channel, argv: list[str], peer: tuple[str, int]) -> _Command:
         """Start a command as the present faults have it; raises OSError where the machine cannot."""
         faults = self.faults
-        if faults.disk_bytes is not None and not self._mounted:
+        limits = [faults.file_bytes, None if self._mounted else faults.disk_bytes]
+        most = min((limit for limit in limits if limit is not None), default=None)
+        if most is not None:
             # A process that ignores SIGXFSZ gets EFBIG; ulimit counts in blocks of 512 bytes.
             limit = 'trap \'\' XFSZ; ulimit -f "$0" && exec "$@"'
-            argv = ["/bin/sh", "-c", limit, str(faults.disk_bytes // 512), *argv]
+            argv = ["/bin/sh", "-c", limit, str(most // 512), *argv]
         hidden = faults.hidden_tools
         path = str(self._tools(hidden)) if hidden else ":".join(SEARCHED)
         env = {
@@ -412,7 +439,7 @@ class EmbeddedNode:
             "USER": self.user, "LOGNAME": self.user, "SHELL": "/bin/sh", "TMPDIR": str(self._work / "tmp"),
             "SSH_CONNECTION": f"{peer[0]} {peer[1]} {self.host} {self.port}", MARK: self._mark,
         }  # fmt: skip
-        return _Command(channel, argv, env, self.home)
+        return _Command(channel, argv, env, self.home, SEVEN_BITS if faults.seven_bits else None)
 
     def _tools(self, hidden: frozenset[str]) -> Path:
         """Build the directory of links that PATH leads to; a repeat for the same set answers at once."""

@@ -192,7 +192,8 @@ class Board(Generic[L]):
         chunk = self.chunks.get(index)
         if self.waiting or chunk is None or chunk.todo or index in self.checking or not chunk.open:
             return None
-        flying = sum(item.length for item in self.flying[lane].spans if self._index(item) == index)
+        flight = self.flying.get(lane)  # None where the lane was lost in the meantime
+        flying = sum(item.length for item in flight.spans if self._index(item) == index) if flight else 0
         if flying != chunk.open:
             return None
         self.checking.add(index)

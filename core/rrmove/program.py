@@ -1,0 +1,103 @@
+"""run_program(): a program that fills the part file for a transport; it does not outlive the move, or us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rrmove.errors import TransportError, Unusable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rrmove.transport import Job
+
+LOOK = 0.3  # s between two looks at what the node has on its disk
+GRACE = 3.0  # s that a program gets to end by itself before it is killed
+
+# The program and whatever it starts must not outlive us, even when we are killed without a word: then our end
+# of the pipe closes, and the shell that waits there ends its whole process group.
+GUARD = 'exec 3<&0; "$@" </dev/null 3<&- & child=$!; { cat <&3 >/dev/null; kill -TERM 0; } >&- 2>&- & wait "$child"'
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended: its exit status, and what it wrote to stdout and stderr."""
+
+    status: int
+    said: str
+    words: str
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it complained about, on one line, for an error message."""
+        lines = [line.strip() for line in self.words.splitlines() if line.strip()]
+        return "; ".join(lines[-4:])[-400:]
+
+
+async def run_program(
+    job: Job,
+    argv: Sequence[str | bytes],
+    *,
+    pass_fds: Sequence[int] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a program that writes to the job's part file, and wait for its end.
+
+    What the node has on its disk is reported as progress meanwhile: what programs print is only
+    what they have sent. Descriptor 3 is taken; stdin is empty, the locale C.UTF-8; `environ` comes
+    on top. One that is not installed ends with status 127, as in a shell; Unusable where not even
+    that can be started. When it is cancelled, or we are killed, the program ends with everything
+    that it started.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", GUARD, "sh"),
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
+            start_new_session=True,
+            pass_fds=pass_fds,
+        )
+    except OSError as error:
+        raise Unusable(f"cannot run {os.fsdecode(argv[0])!r}: {error.strerror}", node=job.request.node.name) from error
+    assert process.stdout is not None
+    assert process.stderr is not None
+    watching = asyncio.create_task(_watch(job))
+    try:
+        said, words = await asyncio.gather(process.stdout.read(), process.stderr.read())
+        status = await process.wait()
+    finally:
+        watching.cancel()
+        await _end(process)
+        await asyncio.gather(watching, return_exceptions=True)
+    return Ended(status, said.decode("utf-8", "replace"), words.decode("utf-8", "replace"))
+
+
+async def _watch(job: Job) -> None:
+    with contextlib.suppress(TransportError):
+        before = told = await job.landing.held()
+        while True:
+            await asyncio.sleep(LOOK)
+            held = await job.landing.held()
+            if held > told:
+                job.progress(min(held, before + sum(item.length for item in job.missing)) - told)
+                told = held
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End a program and what it started; a repeat does nothing."""
+    for name in (signal.SIGTERM, signal.SIGKILL):
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, name)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), GRACE)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
