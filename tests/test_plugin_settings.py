@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pytest
 
 from rrmove import API_VERSION, Capabilities, Facts, Job, Rate, Request, Settings, Size, Transport, UsageError
+from rrmove.cli import main
 from rrmove.cli.arguments import PluginsCommand
 from rrmove.cli.plugins import describe_settings
+from rrmove.cli.values import setting
 from rrmove.inventory import load_inventory
 from rrmove.model import Given
 from rrmove.plugin_settings import declared, given, settled
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from rrmove.testing import EmbeddedNode
 
 
 @dataclass(frozen=True)
@@ -280,3 +285,69 @@ def test_they_are_listed_with_defaults() -> None:
     assert table["hosts"] == "hosts none a list of strings"
     assert any("-o told.port=VALUE, $RRMOVE_TOLD_PORT" in line for line in lines)
     assert PluginsCommand(name="told").name == "told"
+
+
+# At the command line
+
+FILE = """
+from dataclasses import dataclass
+from rrmove import API_VERSION, Capabilities
+
+@dataclass(frozen=True)
+class Words:
+    port: int = 8080
+
+class Single:
+    name, api_version, needs = "single", API_VERSION, ()
+    capabilities = Capabilities(resume="none", route="ssh")
+    settings = Words
+    def refuse(self, request, facts):
+        return f"it was told {request.settings.get(Words).port}"
+    async def send(self, job): ...
+"""
+
+
+def test_one_transport_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "single.py"
+    file.write_text(FILE)
+    assert main(["plugins", "single", "--plugin", str(file)]) == 0
+    assert "-o single.port=VALUE, $RRMOVE_SINGLE_PORT" in capsys.readouterr().out
+    assert main(["plugins", "single", "--plugin", str(file), "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    (setting,) = json.loads(line)["settings"]
+    assert setting == {
+        "name": "single.port",
+        "expected": "a whole number",
+        "default": 8080,
+        "variable": "RRMOVE_SINGLE_PORT",
+        "help": "",
+    }
+    assert main(["plugins", "rsync"]) == 0
+    assert "-o" not in capsys.readouterr().out
+    assert main(["plugins", "nobody"]) == 2
+    assert "there is no transport 'nobody'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", "single.port=22"], "it was told 22"),
+        ([], "it was told 8080"),
+    ],
+)
+def test_what_is_said_gets_to_the_transport(
+    words: list[str], said: str, tmp_path: Path, rrmove_node: EmbeddedNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, source = tmp_path / "single.py", tmp_path / "source"
+    file.write_text(FILE)
+    source.write_bytes(b"x")
+    argv = ["plan", str(source), "embedded", "-F", str(rrmove_node.ssh_config), "--plugin", str(file), "--json"]
+    assert main([*argv, *words]) == 0
+    refusals = json.loads(capsys.readouterr().out)["refusals"]
+    assert {"transport": "single", "reason": said} in refusals
+
+
+@pytest.mark.parametrize("word", ["port=1", "single.port", ".port=1", "single.=1", "="])
+def test_what_sets_nothing(word: str) -> None:
+    with pytest.raises(UsageError, match="sets nothing"):
+        setting(word)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from rrmove.model import Resume, Route
+    from rrmove.probe import Probe
     from rrmove.transport import Transport
 
     _Made = tuple[Transport | None, str | None]
@@ -59,6 +60,13 @@ class Registry:
     transports: Mapping[str, Transport] = field(default_factory=lambda: MappingProxyType({}))
     rows: tuple[PluginRow, ...] = ()
     own: frozenset[str] = frozenset()
+
+    needs: Mapping[str, tuple[Probe[Any], ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Read once, as it was when it was found fit: what it is later is a stranger's business.
+        needs = {name: transport.needs for name, transport in self.transports.items()}
+        object.__setattr__(self, "needs", MappingProxyType(needs))
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:

@@ -155,7 +155,7 @@ class Setting:
         if known is not None:
             self.remembered = True
             return known
-        needs = {probe.name: probe for each in self.registry.transports.values() for probe in each.needs}
+        needs = {probe.name: probe for each in self.registry.needs.values() for probe in each}
         probes = {probe.name: probe for probe in ALWAYS} | needs
         self.remembered = False
         facts = await look_at(self.session, probes.values(), grace=None, emit=self.emit)

@@ -232,7 +232,7 @@ class Run:
             self.setting.emit(AttemptFailed(node, attempt))
             if not isinstance(error, Transient):
                 self.setting.forget_facts()
-                self.facts = self.facts.without(*transport.needs)
+                self.facts = self.facts.without(*self.setting.registry.needs.get(name, ()))
         return missing
 
     async def _land(self) -> Sequence[Range]:

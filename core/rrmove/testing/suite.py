@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import inspect
 import json
 import os
 import shutil
@@ -25,22 +24,21 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from rrmove.containment import run_to_end
 from rrmove.errors import IntegrityError, RRMoveError, TransportError
 from rrmove.fitness import made
 from rrmove.probe import Facts
 from rrmove.testing.bench import Bench, Result
 from rrmove.testing.faults import Faults
 from rrmove.testing.outside import files, marked, ports, until
+from rrmove.testing.verdict import MARK, earned, fail, mark, only_transport_errors, printed_by, refusal, run, said
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     from rrmove.testing.bench import Trial
     from rrmove.testing.node import EmbeddedNode
@@ -51,10 +49,8 @@ GRAIN = 2 << 20  # bytes of a chunk, for files as small as these
 SIZE = 3 * MB + 1  # a chunk and a half
 RATE = 6e6  # bytes a second: slow enough to be caught in the middle, and half a second for SIZE
 LINK = Faults(rate=8e6)
-QUICK = 5.0  # s that refuse() has; it is to look at what it is given, and at nothing else
 STOPPING = 8.0  # s that a transport has to end in when it is cancelled; the core waits 10
 SLACK = 64 << 10  # bytes by which a claim of progress may be off: a write that is not yet counted
-MARK = "RRMOVE_SUITE"
 ODD = "-odd 'name' \"$(touch oops)\" *?;&|<>#\\`\n\té:1.bin"
 NOT_TEXT = b"not-utf8-\xff\xfe.bin"
 
@@ -102,31 +98,31 @@ class TransportSuite:
         """Its attributes are what the core expects of a transport."""
         _, problem = made(transport)
         if problem is not None:
-            _fail(transport, f"{problem}. See docs/transports.md for what it has to be")
+            fail(transport, f"{problem}. See docs/transports.md for what it has to be")
 
     def test_its_distribution_is_fit_to_be_loaded(self, transport: Transport) -> None:
         """Where it is installed, a new process finds it, in time, and under a name that nobody else has."""
         argv = [sys.executable, "-m", "rrmove", "plugins", "--json"]
-        said = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-        rows = [row for row in map(json.loads, said.stdout.splitlines()) if row["name"] == transport.name]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        rows = [row for row in map(json.loads, done.stdout.splitlines()) if row["name"] == transport.name]
         if not rows:
             pytest.skip(f"no installed distribution registers {transport.name}")
         row = rows[0]
         if row["problem"]:
-            _fail(transport, f"as installed, {row['problem']}. {row['remedy']}")
+            fail(transport, f"as installed, {row['problem']}. {row['remedy']}")
         if row["remedy"]:
-            _fail(transport, f"{row['remedy']}")
+            fail(transport, f"{row['remedy']}")
 
     def test_it_refuses_nothing_for_want_of_facts(self, bench: Bench) -> None:
         """With everything unknown it answers None, twice the same, and at once."""
         transport, request = bench.transport, bench.request(bench.source(1))
-        first, second = (_refusal(transport, request, Facts()) for _ in range(2))
+        first, second = (refusal(transport, request, Facts()) for _ in range(2))
         if first is not None and not isinstance(first, str):
-            _fail(transport, f"refuse() answered {first!r}. Let it give a reason as a str, or None")
+            fail(transport, f"refuse() answered {first!r}. Let it give a reason as a str, or None")
         if first != second:
-            _fail(transport, f"refuse() answered {first!r}, then {second!r}. Let it depend on its arguments alone")
+            fail(transport, f"refuse() answered {first!r}, then {second!r}. Let it depend on its arguments alone")
         if first is not None:
-            _fail(
+            fail(
                 transport,
                 f"refuse() says {first!r} where nothing is known of the node, and nothing against it where all "
                 "is. A fact that is None is unknown: refuse only for what is known",
@@ -141,11 +137,11 @@ class TransportSuite:
             for size in (0, 1, GRAIN - 1, GRAIN, GRAIN + 1):
                 source = bench.source(size, f"{size}.bin")
                 result = await bench.attempt(source)
-                _earned(bench, result, f"a file of {size} bytes")
+                earned(bench, result, f"a file of {size} bytes")
                 if not result.returned:
-                    _fail(bench.transport, f"a file of {size} bytes failed on a good link: {_said(result)}")
+                    fail(bench.transport, f"a file of {size} bytes failed on a good link: {said(result)}")
 
-        _run(each())
+        run(each())
 
     def test_odd_names_arrive(self, bench: Bench) -> None:
         """Quotes, spaces, line ends, a leading dash, a colon, what is no UTF-8; nothing runs in a shell."""
@@ -156,10 +152,10 @@ class TransportSuite:
                 source = bench.source(70_001, name)
                 await self._arrives(bench, source, "odd dir 'x' $(touch oops)/", f"the name {name!r}")
 
-        _run(each())
+        run(each())
         made_there = {path.name for path in bench.node.home.rglob("*")} - {*names, "odd dir 'x' $(touch oops)"}
         if made_there or Path("oops").exists():
-            _fail(
+            fail(
                 bench.transport,
                 f"odd names made {sorted(made_there) or 'oops'} appear: something in them was run or split by a "
                 "shell. Pass names as one argument, quoted with shlex.quote() where a shell reads them",
@@ -167,7 +163,7 @@ class TransportSuite:
 
     def test_a_directory_that_is_missing_is_no_obstacle(self, bench: Bench) -> None:
         """The core makes directories; the transport writes to `job.landing.part`, wherever that is."""
-        _run(self._arrives(bench, bench.source(5), "new/deep/", "a directory that was not there"))
+        run(self._arrives(bench, bench.source(5), "new/deep/", "a directory that was not there"))
 
     def test_a_repeat_does_no_harm(self, bench: Bench) -> None:
         """Sending again what is there, all of it or nothing, leaves it as it was."""
@@ -179,11 +175,11 @@ class TransportSuite:
                 for again, what in ((missing, "the first"), (missing, "a repeat"), ((), "a send of nothing")):
                     result = await trial.send(again)
                     if result.error is not None:
-                        _fail(bench.transport, f"{what} failed on a good link: {_said(result)}")
+                        fail(bench.transport, f"{what} failed on a good link: {said(result)}")
                     if bench.matching(result.part, source) != SIZE:
-                        _fail(bench.transport, f"{what} left other bytes than the source's. A repeat has to continue")
+                        fail(bench.transport, f"{what} left other bytes than the source's. A repeat has to continue")
 
-        _run(twice())
+        run(twice())
 
     def test_it_fills_the_holes(self, bench: Bench) -> None:
         """What is missing in the middle is put there, and what was there stays."""
@@ -201,13 +197,13 @@ class TransportSuite:
                 missing = await trial.landing.survey(everything=True)
                 result = await trial.send(missing)
                 if result.returned and bench.matching(part, source) != 3 * GRAIN:
-                    _fail(
+                    fail(
                         bench.transport,
                         "a chunk was missing in the middle, and it returned without it. Send every range of "
                         "job.missing, at its own offset",
                     )
 
-        _run(holes())
+        run(holes())
 
     # What it survives
 
@@ -228,19 +224,19 @@ class TransportSuite:
             first = await bench.attempt(source, faults=cut)
             return first, await bench.attempt(source)
 
-        first, second = _run(cut_and_again())
+        first, second = run(cut_and_again())
         if not bench.node.resets:
             pytest.skip("nothing of it goes over the connection that was cut")
-        _earned(bench, first, f"a link that was cut ({cut})")
-        _earned(bench, second, "an attempt after a cut")
+        earned(bench, first, f"a link that was cut ({cut})")
+        earned(bench, second, "an attempt after a cut")
         if not second.whole:
-            _fail(bench.transport, f"the attempt after a cut failed on a good link: {_said(second)}")
+            fail(bench.transport, f"the attempt after a cut failed on a good link: {said(second)}")
         capabilities = bench.transport.capabilities
         if capabilities.resume == "exact" and capabilities.route == "ssh":
             # The agent that is sent with each connection is 40 kB; a handful of them is usual.
             most = second.before * capabilities.overhead * 1.1 + 600_000
             if second.received > most:
-                _fail(
+                fail(
                     bench.transport,
                     f'it claims resume="exact", and sent {second.received} bytes where {second.before} were '
                     "missing. Send only job.missing, or claim less",
@@ -248,8 +244,8 @@ class TransportSuite:
 
     def test_a_link_that_carries_next_to_nothing_is_no_success(self, bench: Bench) -> None:
         """Where every connection dies at once, it raises a TransportError."""
-        result = _run(bench.attempt(bench.source(SIZE), faults=Faults(reset_after_bytes=120_000)))
-        _earned(bench, result, "a link on which every connection dies after 120 kB")
+        result = run(bench.attempt(bench.source(SIZE), faults=Faults(reset_after_bytes=120_000)))
+        earned(bench, result, "a link on which every connection dies after 120 kB")
 
     def test_killed_on_the_node(self, bench: Bench) -> None:
         """What works for it on the node is killed in the middle: a TransportError, and the next attempt completes."""
@@ -264,21 +260,21 @@ class TransportSuite:
             first = await bench.attempt(source, faults=LINK, rate=RATE, at=MB, during=kill)
             return first, await bench.attempt(source)
 
-        first, second = _run(kill_and_again())
-        _earned(bench, first, "processes on the node that were killed")
-        _earned(bench, second, "an attempt after a kill")
+        first, second = run(kill_and_again())
+        earned(bench, first, "processes on the node that were killed")
+        earned(bench, second, "an attempt after a kill")
         if not second.whole:
-            _fail(bench.transport, f"the attempt after a kill failed on a good link: {_said(second)}")
+            fail(bench.transport, f"the attempt after a kill failed on a good link: {said(second)}")
 
     def test_a_full_disk_is_an_error(self, bench: Bench) -> None:
         """Where the node cannot hold the file, it raises a TransportError, and no success is claimed."""
         source = bench.source(SIZE)
-        result = _run(bench.attempt(source, faults=Faults(file_bytes=MB)))
+        result = run(bench.attempt(source, faults=Faults(file_bytes=MB)))
         if result.whole:
             pytest.skip("what writes for it on the node is beyond the limit that stands for a full disk")
-        _earned(bench, result, "a full disk")
+        earned(bench, result, "a full disk")
         if isinstance(result.error, TransportError) and result.part.stat().st_size > SIZE:
-            _fail(bench.transport, "it left a part file that is longer than the source")
+            fail(bench.transport, "it left a part file that is longer than the source")
 
     def test_the_part_file_is_taken_away(self, bench: Bench) -> None:
         """Somebody removes the directory in the middle: a TransportError or nothing, and never a success."""
@@ -290,9 +286,9 @@ class TransportSuite:
             source = bench.source(SIZE)
             async with bench.trial(source, "away/") as trial:
                 result = await trial.send(await trial.open(), rate=RATE, at=MB, during=remove)
-                _only_transport_errors(bench, result, "a part file that was removed")
+                only_transport_errors(bench, result, "a part file that was removed")
 
-        _run(removed())
+        run(removed())
 
     def test_the_source_is_gone(self, bench: Bench) -> None:
         """A source that cannot be read is a TransportError."""
@@ -303,11 +299,11 @@ class TransportSuite:
                 missing = await trial.open()
                 source.unlink()
                 result = await trial.send(missing)
-                _only_transport_errors(bench, result, "a source that was removed")
+                only_transport_errors(bench, result, "a source that was removed")
                 if result.returned:
-                    _fail(bench.transport, "the source could not be read, and it returned. Raise Fatal")
+                    fail(bench.transport, "the source could not be read, and it returned. Raise Fatal")
 
-        _run(gone())
+        run(gone())
 
     def test_the_source_changes_midway(self, bench: Bench) -> None:
         """A move whose source is rewritten under its hands commits nothing."""
@@ -321,14 +317,14 @@ class TransportSuite:
 
         error: BaseException | None = None
         try:
-            _run(bench.move(source, on_event=rewrite))
+            run(bench.move(source, on_event=rewrite))
         except RRMoveError as raised:
             error = raised
         assert begun.is_set(), "the attempt never began"
         if error is None or (bench.node.home / source.name).exists():
-            _fail(bench.transport, "the source changed while it was sent, and the file was committed")
+            fail(bench.transport, "the source changed while it was sent, and the file was committed")
         if isinstance(error, IntegrityError):
-            _fail(bench.transport, f"a source that changed was taken for a broken link: {error}")
+            fail(bench.transport, f"a source that changed was taken for a broken link: {error}")
 
     # What it leaves
 
@@ -342,13 +338,13 @@ class TransportSuite:
             source = bench.source(SIZE)
             async with bench.trial(source) as trial:
                 missing = await trial.open()
-                before = (files(folders), ports(), set(marked(_mark())), set(bench.node.processes()))
+                before = (files(folders), ports(), set(marked(mark())), set(bench.node.processes()))
                 tasks = asyncio.all_tasks()
                 result = await trial.send(missing, rate=RATE, at=at, cancel=True)
                 if not result.cancelled:
-                    _fail(transport, f"it was done before {at} bytes were seen on their way: {_said(result)}")
+                    fail(transport, f"it was done before {at} bytes were seen on their way: {said(result)}")
                 if result.stopping > STOPPING:
-                    _fail(
+                    fail(
                         transport,
                         f"it took {result.stopping:.1f} s to stop when it was cancelled. Let CancelledError "
                         "through, and kill in `finally` what you have started",
@@ -356,9 +352,9 @@ class TransportSuite:
                 await asyncio.sleep(0)
                 self._left(bench, before, folders)
                 if strays := {task.get_coro().__qualname__ for task in asyncio.all_tasks() - tasks}:  # type: ignore[union-attr]
-                    _fail(transport, f"cancelled, it left tasks: {', '.join(strays)}. Await them, as a TaskGroup does")
+                    fail(transport, f"cancelled, it left tasks: {', '.join(strays)}. Await them, as a TaskGroup does")
 
-        _run(cancelled())
+        run(cancelled())
 
     def test_done_it_leaves_nothing(self, bench: Bench, tmp_path: Path) -> None:
         """After a success, too: no process, port or temporary, nothing on stdout; and the limit was kept."""
@@ -369,22 +365,22 @@ class TransportSuite:
             source = bench.source(SIZE)
             async with bench.trial(source) as trial:
                 missing = await trial.open()
-                before = (files(folders), ports(), set(marked(_mark())), set(bench.node.processes()))
-                with _printed() as printed:
+                before = (files(folders), ports(), set(marked(mark())), set(bench.node.processes()))
+                with printed_by() as printed:
                     result = await trial.send(missing, rate=RATE)
                 result.whole = bench.matching(result.part, source) == SIZE
                 self._left(bench, before, folders)
                 return result, printed()
 
-        result, printed = _run(sent())
-        _earned(bench, result, "a good link with a limit")
+        result, printed = run(sent())
+        earned(bench, result, "a good link with a limit")
         if not result.whole:
-            _fail(transport, f"it failed on a good link: {_said(result)}")
+            fail(transport, f"it failed on a good link: {said(result)}")
         if printed:
-            _fail(transport, f"it printed {printed[:80]!r} to stdout, which is for results. Print to stderr, or not")
+            fail(transport, f"it printed {printed[:80]!r} to stdout, which is for results. Print to stderr, or not")
         least = SIZE / RATE / 2
         if result.seconds < least:
-            _fail(
+            fail(
                 transport,
                 f"it sent {SIZE} bytes in {result.seconds:.2f} s under a limit of {RATE:.0f} B/s. Await "
                 "job.limiter.take(count) before bytes leave, or give job.limiter.rate to the program you run",
@@ -397,18 +393,18 @@ class TransportSuite:
         pytest.importorskip("hypothesis")
         from rrmove.testing.machine import survives
 
-        survives(bench, lambda result, what: _earned(bench, result, what), lambda words: _fail(bench.transport, words))
+        survives(bench, lambda result, what: earned(bench, result, what), lambda words: fail(bench.transport, words))
 
     # How it is asked
 
     def _serves(self, bench: Bench) -> None:
         """Skip where the transport says itself that it cannot serve on this machine, now that all is known."""
 
-        async def refusal() -> object:
+        async def asked() -> object:
             async with bench.trial(bench.source(1, "probe")) as trial:
-                return _refusal(bench.transport, trial.request, trial.facts)
+                return refusal(bench.transport, trial.request, trial.facts)
 
-        reason = _run(refusal())
+        reason = run(asked())
         (bench.folder / "probe").unlink()
         if isinstance(reason, str) and reason:
             pytest.skip(f"{bench.transport.name} refuses to serve here: {reason}")
@@ -417,9 +413,9 @@ class TransportSuite:
         try:
             outcome = await bench.move(source, destination)
         except RRMoveError as error:
-            _fail(bench.transport, f"{what}: it failed on a good link: {error}")
+            fail(bench.transport, f"{what}: it failed on a good link: {error}")
         if not bench.is_whole(Path(outcome.destination or ""), source):
-            _fail(bench.transport, f"{what}: what is on the disk is not the source")
+            fail(bench.transport, f"{what}: what is on the disk is not the source")
 
     def _left(self, bench: Bench, before: tuple[Any, ...], folders: tuple[Path, ...]) -> None:
         """Compare what there is with what there was before it began."""
@@ -427,7 +423,7 @@ class TransportSuite:
         places: tuple[tuple[str, Callable[[], set[str]], str], ...] = (
             (
                 "processes on this machine",
-                lambda: {words for pid, words in marked(_mark()).items() if pid not in had_here},
+                lambda: {words for pid, words in marked(mark()).items() if pid not in had_here},
                 "Kill what you start, in `finally`, and await its end",
             ),
             (
@@ -445,132 +441,28 @@ class TransportSuite:
         for what, look, remedy in places:
             if not until(lambda look=look: not look(), 4.0):  # type: ignore[misc]
                 there = ", ".join(sorted(look()))[:300]
-                for pid in {*marked(_mark()), *bench.node.processes()} - had_here - had_there:
+                for pid in {*marked(mark()), *bench.node.processes()} - had_here - had_there:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
-                _fail(bench.transport, f"it left {what} behind: {there}. {remedy}")
+                fail(bench.transport, f"it left {what} behind: {there}. {remedy}")
 
     def _told(self, transport: Transport, result: Result) -> None:
         """Look at what it reported while it worked."""
         counts = result.progress
         if any(not isinstance(count, int) or count < 0 for count in counts):
-            _fail(transport, f"it reported progress of {counts}. Call job.progress(count) with bytes, never below zero")
+            fail(transport, f"it reported progress of {counts}. Call job.progress(count) with bytes, never below zero")
         if sum(counts) > result.before:
-            _fail(transport, f"it reported {sum(counts)} durable bytes where {result.before} were missing. Count once")
+            fail(transport, f"it reported {sum(counts)} durable bytes where {result.before} were missing. Count once")
         if not counts:
-            _fail(
+            fail(
                 transport,
                 "it never called job.progress(count). Report bytes as the node has written them "
                 "(job.landing.held() tells), or it is taken for hanging",
             )
         if result.overclaimed is not None and result.overclaimed[0] - result.overclaimed[1] > SLACK:
             claimed, there = result.overclaimed
-            _fail(
+            fail(
                 transport,
                 f"it reported {claimed} bytes as durable when {there} were on the node's disk. Report what the "
                 "node has written, not what has been sent",
             )
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    return run_to_end(work)
-
-
-def _mark() -> str:
-    return f"{MARK}={os.environ[MARK]}"
-
-
-def _fail(transport: object, words: str) -> NoReturn:
-    pytest.fail(f"{getattr(transport, 'name', transport)}: {words}", pytrace=False)
-
-
-def _said(result: Result) -> str:
-    return str(result.error or "it returned, but not all of it is on the disk")
-
-
-def _refusal(transport: Transport, request: Any, facts: Facts) -> object:
-    """Ask refuse(), in a thread, as it may never come back."""
-    answers: list[object] = []
-
-    def ask() -> None:
-        try:
-            answers.append(transport.refuse(request, facts))
-        except BaseException as error:  # noqa: BLE001  whatever it is, it is told
-            answers.append(error)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(QUICK)
-    if not answers:
-        _fail(transport, f"refuse() took longer than {QUICK:g} s. It is to look at its arguments alone: no I/O")
-    if isinstance(answers[0], BaseException):
-        error = answers[0]
-        _fail(transport, f"refuse() raised {type(error).__name__}: {error}. A fact may be None: look before you use it")
-    if inspect.iscoroutine(answers[0]):
-        _fail(transport, "refuse() is a coroutine. It has to be a plain method")
-    return answers[0]
-
-
-def _only_transport_errors(bench: Bench, result: Result, what: str) -> None:
-    """Fail where something else than a TransportError came out of send(), or nothing at all."""
-    raised, name = result.raised, bench.transport.name
-    if (raised is None and result.error is None) or (result.cancelled and isinstance(raised, asyncio.CancelledError)):
-        return
-    if isinstance(raised, SystemExit):
-        _fail(bench.transport, f"{what}: it called sys.exit(). Raise a TransportError instead")
-    if isinstance(raised, asyncio.CancelledError) and not result.cancelled:
-        said = str(result.error)
-        if "moved nothing" in said:
-            _fail(
-                bench.transport,
-                f"{what}: it neither ended nor reported a byte for {bench.patience:g} s. Give what you wait for a "
-                "timeout, and raise Transient when it passes",
-            )
-        _fail(bench.transport, f"{what}: it raised CancelledError, though nobody cancelled it. Raise Transient")
-    if type(raised).__name__ == "Blocked":
-        _fail(
-            bench.transport,
-            f"{what}: it blocked the event loop for {bench.patience:g} s. Await what takes time "
-            "(asyncio.create_subprocess_exec, asyncio.to_thread)",
-        )
-    if raised is None:
-        _fail(bench.transport, f"{what}: {result.error}. It did not even stop when it was cancelled")
-    if not isinstance(raised, TransportError | IntegrityError):
-        _fail(
-            bench.transport,
-            f"{what}: {type(raised).__name__} escaped from send(): {raised}. Catch it there, and raise Transient "
-            f"(try {name} again), Unusable (the next transport) or Fatal (none helps)",
-        )
-
-
-def _earned(bench: Bench, result: Result, what: str) -> None:
-    """Fail where it claims a success that the disk does not show, or where something else than its errors escapes."""
-    _only_transport_errors(bench, result, what)
-    if result.returned and not result.whole:
-        _fail(
-            bench.transport,
-            f"{what}: it returned, and the part file is not the source ({result.missing} bytes are missing). To "
-            "return means that all bytes are there: check the exit status, await the end, or raise Transient",
-        )
-
-
-@contextlib.contextmanager
-def _printed() -> Iterator[Callable[[], str]]:
-    """Collect what is printed to stdout, by Python and by whoever has the descriptor."""
-    with tempfile.TemporaryFile(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as file:  # noqa: S108
-        saved = os.dup(1)
-        python = tempfile.SpooledTemporaryFile(mode="w+", max_size=1 << 20)  # noqa: SIM115  closed below
-        os.dup2(file.fileno(), 1)
-        said: list[str] = []
-        try:
-            with contextlib.redirect_stdout(python):
-                yield lambda: said[0]
-        finally:
-            sys.stdout.flush()
-            os.dup2(saved, 1)
-            os.close(saved)
-            file.seek(0)
-            python.seek(0)
-            said.append(python.read() + file.read(4096).decode("utf-8", "replace"))
-            python.close()
-        time.sleep(0)
