@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rrmove.hooks import hookimpl
     from rrmove.inventory import Inventory, load_inventory
     from rrmove.knowledge import Knowledge, Life
+    from rrmove.lease import Ended, Lease
     from rrmove.manifest import Manifest, Range, merged, total
     from rrmove.model import (
         Address,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         Plan,
         Ports,
         Refusal,
+        Remote,
         Request,
         Source,
         SSHSettings,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     )
     from rrmove.moving import Preview, Wishes, move, move_sync, preview, watch
     from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
+    from rrmove.remote import RemotePart
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
     from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
@@ -91,6 +94,7 @@ _HOMES = {
     "hooks": ("hookimpl",),
     "inventory": ("Inventory", "load_inventory"),
     "knowledge": ("Knowledge", "Life"),
+    "lease": ("Ended", "Lease"),
     "manifest": ("Manifest", "Range", "merged", "total"),
     "model": (
         "Address",
@@ -102,6 +106,7 @@ _HOMES = {
         "Plan",
         "Ports",
         "Refusal",
+        "Remote",
         "Request",
         "SSHSettings",
         "Source",
@@ -109,6 +114,7 @@ _HOMES = {
     ),
     "moving": ("Preview", "Wishes", "move", "move_sync", "preview", "watch"),
     "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
+    "remote": ("RemotePart",),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
     "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
@@ -133,6 +139,7 @@ __all__ = [
     "Capabilities",
     "Committed",
     "ConnectionLost",
+    "Ended",
     "Estimate",
     "Event",
     "Facts",
@@ -145,6 +152,7 @@ __all__ = [
     "Knowledge",
     "Landing",
     "Lane",
+    "Lease",
     "Life",
     "Limiter",
     "Manifest",
@@ -164,6 +172,8 @@ __all__ = [
     "RRMoveError",
     "Range",
     "Refusal",
+    "Remote",
+    "RemotePart",
     "Reply",
     "Request",
     "SSHSettings",

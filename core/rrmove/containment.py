@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ class Tally:
 
     def __init__(self, emit: Emit, node: str, size: int, missing: int) -> None:
         self._emit, self._node, self._size = emit, node, size
-        self._missing, self._done = missing, 0
+        self._missing, self._done = missing if size else sys.maxsize, 0
         self.bytes_sent = 0
         self.heard = time.monotonic()
         self.lives: list[Life] = []
@@ -32,7 +33,8 @@ class Tally:
         """Count bytes that the transport says are durable."""
         self.heard = time.monotonic()
         self._done = min(self._missing, self._done + max(0, count))
-        self._emit(Progressed(self._node, self._size - self._missing + self._done, self._size))
+        there = self._size - self._missing if self._size else 0  # a size of 0 is one that nobody knows yet
+        self._emit(Progressed(self._node, there + self._done, self._size))
 
     def sent(self, count: int) -> None:
         """Count bytes that the transport has put on the wire."""

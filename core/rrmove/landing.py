@@ -49,7 +49,8 @@ class Place:
 
 def part_id(manifest: Manifest, request: Request) -> str:
     """Name a part after its content and where it goes, so that different contents never share one."""
-    words = f"{manifest.root}\x00{request.destination}\x00{request.source.name}"
+    content = request.source.version or manifest.root
+    words = f"{content}\x00{request.destination}\x00{request.source.name}"
     return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
@@ -118,6 +119,11 @@ class PartFile:
     def part(self) -> str:
         """The part file's absolute path on the node."""
         return self.place.part
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the part file is to consist of."""
+        return self._manifest
 
     @property
     def missing(self) -> tuple[Range, ...]:

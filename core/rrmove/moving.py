@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from rrmove import manifest as manifests
 from rrmove.errors import Fatal, RRMoveError
-from rrmove.model import Options
+from rrmove.fetching import Fetch
+from rrmove.model import Options, Remote
 from rrmove.setting import Setting
 from rrmove.straight import Run
 
@@ -30,9 +31,10 @@ class Wishes(TypedDict, total=False):
     """What may be said of a move by name, all of it optional.
 
     `only` and `without` name transports; `limit_rate` is in bytes a second, `deadline` in seconds;
-    `sha256` is what the whole file must hash to; `inventory` is what `load_inventory()` gives
-    (default: the user's own); `ssh` is "auto", "openssh" or "paramiko"; `on_event` is called with
-    each event, in the event loop. `begun` is a login that was started ahead
+    `sha256` is what the whole file must hash to; `mirrors` are URLs of the same file; `inventory`
+    is what `load_inventory()` gives (default: the user's own); `ssh` is "auto", "openssh" or
+    "paramiko"; `on_event` is called with each event, in the event loop. `begun` is a login that was
+    started ahead
     (`rrmove.ssh.openssh.start`).
     """
 
@@ -41,6 +43,7 @@ class Wishes(TypedDict, total=False):
     limit_rate: float | None
     deadline: float | None
     sha256: str | None
+    mirrors: Sequence[str]
     inventory: Inventory | None
     ssh: str
     on_event: Callable[[Event], None] | None
@@ -60,7 +63,7 @@ class Preview:
 
 
 async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> Outcome:
-    """Move a local file onto a node, whole and verified; `Wishes` has what may be said by name.
+    """Move a local file, or what a URL names, onto a node; `Wishes` has what may be said by name.
 
     `target` is NODE, NODE:PATH or user@host:PATH. Raises RRMoveError with `.outcome` set where
     the file did not arrive: see `rrmove.errors` for the kinds. A repeat continues where the last
@@ -69,7 +72,7 @@ async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack
     """
     started, deadline = time.monotonic(), wishes.get("deadline")
     async with _setting(source, target, wishes) as setting:
-        run = Run(setting, started)
+        run = _run(setting, started)
         try:
             async with asyncio.timeout(deadline):
                 await run.straight()
@@ -113,7 +116,7 @@ async def watch(source: str | Path | Source, target: str | Node, **wishes: Unpac
 async def preview(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> Preview:
     """Find out what a move would do, and do nothing. Raises NoRouteError where nothing could serve."""
     async with _setting(source, target, wishes) as setting:
-        run = Run(setting, time.monotonic())
+        run = _run(setting, time.monotonic())
         try:
             await run.look(only_look=True)
         finally:
@@ -122,9 +125,12 @@ async def preview(source: str | Path | Source, target: str | Node, **wishes: Unp
             await run.landing.survey()
         run.rank()
         missing = 0 if await run.landing.arrived() else manifests.total(run.landing.missing)
-        return Preview(
-            run.request, run.facts, run.plan, run.knowledge, missing, f"{manifests.ALGORITHM}:{run.manifest.root}"
-        )
+        return Preview(run.request, run.facts, run.plan, run.knowledge, missing, run.foreseen())
+
+
+def _run(setting: Setting, started: float) -> Run:
+    """Choose the straight line: a URL's begins with a look at its server."""
+    return (Fetch if isinstance(setting.request.source, Remote) else Run)(setting, started)
 
 
 def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) -> AbstractAsyncContextManager[Setting]:
@@ -138,6 +144,7 @@ def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) ->
         limit_rate=wishes.get("limit_rate"),
         deadline=wishes.get("deadline"),
         sha256=wishes.get("sha256"),
+        mirrors=tuple(wishes.get("mirrors", ())),
     )
     return Setting.of(
         source,

@@ -6,11 +6,11 @@ import difflib
 import math
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import estimate, link_of
-from rrmove.model import Plan, Refusal, Step
+from rrmove.model import Plan, Refusal, Remote, Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,8 +49,14 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
     link = _limited(link_of(request.node, facts, knowledge, seen), request.options)
     refusals = [Refusal(name, reason) for name, reason in problems.items()]
     ranking: list[tuple[tuple[float, int, str], Step]] = []
+    kind: Literal["file", "url"] = "url" if isinstance(request.source, Remote) else "file"
     for name, transport in transports.items():
-        reason = _left_out(name, request.options) or _refused(transport, request, facts)
+        reason = _left_out(name, request.options)
+        if reason is None and kind not in getattr(transport.capabilities, "sources", ("file",)):
+            reason = f"it cannot move {'a URL' if kind == 'url' else 'a local file'}"
+            if name not in request.options.only:
+                continue  # no news for anybody
+        reason = reason or _refused(transport, request, facts)
         if reason is not None:
             refusals.append(Refusal(name, reason))
             continue

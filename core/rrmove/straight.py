@@ -67,7 +67,7 @@ class Run:
         """Take the request to its end; returns when the file stands under its name, verified."""
         await self.look()
         if await self.landing.arrived():
-            self.reused = self.manifest.size
+            self.reused = self.landing.manifest.size
             self.destination, self.digest = self.landing.place.target, self._digest()
             return
         self.rank()
@@ -79,8 +79,8 @@ class Run:
         await self.landing.open()
         self.aside.append(asyncio.create_task(self.landing.sweep()))
         missing: Sequence[Range] = await self.landing.survey()
-        self.reused = self.manifest.size - manifests.total(missing)
-        self.setting.emit(Progressed(self.request.node.name, self.reused, self.manifest.size))
+        self.reused = max(0, self.landing.manifest.size - manifests.total(missing))
+        self.setting.emit(Progressed(self.request.node.name, self.reused, self.landing.manifest.size))
         while True:
             match next_action(
                 self.plan,
@@ -142,12 +142,13 @@ class Run:
         """Let one transport work, whatever it does; then see for ourselves what is missing."""
         transport, node = self.setting.registry.transports[name], self.request.node.name
         before, started, clock = manifests.total(missing), time.time(), time.monotonic()
-        tally = Tally(self.setting.emit, node, self.manifest.size, before)
+        size = self.landing.manifest.size
+        tally = Tally(self.setting.emit, node, size, before)
         self.landing.foreign = self.landing.foreign or not transport.capabilities.lanes_only
-        self.setting.emit(AttemptStarted(node, name, before, self.manifest.size))
+        self.setting.emit(AttemptStarted(node, name, before, size))
         job = Job(
             request=self.request,
-            manifest=self.manifest,
+            manifest=self.landing.manifest,
             missing=tuple(missing),
             facts=self.facts,
             session=self.session,
@@ -262,6 +263,16 @@ class Run:
         expected = self.request.options.sha256
         return f"sha256:{expected.lower()}" if expected else f"{manifests.ALGORITHM}:{self.manifest.root}"
 
+    def _verified(self) -> tuple[str, ...]:
+        return ("source", "sha256") if self.request.options.sha256 else ("source",)
+
+    def _unverified(self) -> str | None:
+        return None
+
+    def foreseen(self) -> str:
+        """Give the digest that the file will have as far as it is known now, ALGORITHM:HEX."""
+        return f"{manifests.ALGORITHM}:{self.manifest.root}"
+
     def finished(self, error: RRMoveError | None = None) -> Outcome:
         """Sum up the move, and tell whoever watches."""
         outcome = Outcome(
@@ -270,6 +281,8 @@ class Run:
             attempts=tuple(self.attempts),
             destination=self.destination,
             digest=self.digest if error is None else None,
+            verified=self._verified() if error is None and self.digest else (),
+            unverified=self._unverified() if error is None and self.digest else None,
             bytes_sent=self.sent,
             bytes_reused=self.reused,
             seconds=time.monotonic() - self.started,

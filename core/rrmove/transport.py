@@ -8,7 +8,7 @@ on the node.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,6 +36,7 @@ class Capabilities:
              need not read again what it has verified already
     overhead bytes on the wire for each byte of the file (base64: 4/3)
     setup    round trips before the first byte of the file can leave, beyond a TCP connect
+    sources  what it can move: "file", a local one; "url", what is behind a `Remote`
     """
 
     resume: Resume
@@ -45,6 +46,7 @@ class Capabilities:
     lanes_only: bool = False
     overhead: float = 1.0
     setup: float = 12.0
+    sources: tuple[Literal["file", "url"], ...] = ("file",)
 
 
 class Landing(Protocol):

@@ -180,6 +180,7 @@ def _options(words: argparse.Namespace) -> Options:
         limit_rate=words.limit_rate,
         deadline=words.deadline,
         sha256=words.sha256,
+        mirrors=tuple(words.mirrors or ()),
     )
 
 

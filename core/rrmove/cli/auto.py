@@ -15,6 +15,7 @@ from rrmove.cli.progress import Watcher, watcher
 from rrmove.cli.result import result_line
 from rrmove.cli.text import amount, printable, say
 from rrmove.errors import RRMoveError
+from rrmove.model import shown_url
 
 if TYPE_CHECKING:
     from rrmove.cli.arguments import AutoCommand
@@ -53,12 +54,14 @@ def _in_json(command: AutoCommand, errand: Errand | RRMoveError) -> int:
     begun = time.monotonic()
     node = command.targets[0]
 
+    shown = shown_url(command.source) if "://" in command.source else command.source
+
     def unfinished(error: str) -> dict[str, object]:
         size = None
         with contextlib.suppress(OSError, ValueError):
             size = Path(command.source).stat().st_size
         seconds = time.monotonic() - begun
-        return unfinished_object(command.source, node, size, seconds, error)
+        return unfinished_object(shown, node, size, seconds, error)
 
     try:
         if isinstance(errand, RRMoveError):
@@ -103,6 +106,7 @@ async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
             limit_rate=options.limit_rate,
             deadline=options.deadline,
             sha256=options.sha256,
+            mirrors=options.mirrors,
             inventory=errand.inventory,
             ssh=command.access.ssh,
             on_event=seen,

@@ -6,8 +6,9 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.cli.places import one_node, one_target, source_of
 from rrmove.errors import RRMoveError
+from rrmove.model import Remote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 class Errand:
     """A source and a node that exist, and the login to it where it has been begun."""
 
-    source: Path
+    source: Path | Remote
     node: Node
     inventory: Inventory
     begun: Channel | None
@@ -36,7 +37,7 @@ def look_up(command: AutoCommand) -> Errand | RRMoveError:
     """
     try:
         target = one_target(command.source, command.targets)
-        source = source_file(command.source)
+        source = source_of(command.source)
         from rrmove.inventory import load_inventory
 
         inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
@@ -47,7 +48,8 @@ def look_up(command: AutoCommand) -> Errand | RRMoveError:
             from rrmove.ssh.config import BULK, fast_ciphers
             from rrmove.ssh.openssh import start
 
-            begun = start(node, BOOT, more=fast_ciphers(node) if source.stat().st_size >= BULK else ())
+            bulk = not isinstance(source, Remote) and source.stat().st_size >= BULK
+            begun = start(node, BOOT, more=fast_ciphers(node) if bulk else ())
         return Errand(source, node, inventory, begun)
     except RRMoveError as error:
         return error

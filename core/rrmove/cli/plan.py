@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from rrmove.cli import interrupt
 from rrmove.cli.jsonlines import dumps
-from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.cli.places import one_node, one_target, source_of
 from rrmove.cli.table import columns, show
 from rrmove.cli.text import amount, printable
+from rrmove.model import Remote
 from rrmove.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ async def _look(command: PlanCommand) -> Preview:
     from rrmove.moving import preview
 
     target = one_target(command.source, (command.target,))
-    source = source_file(command.source)
+    source = source_of(command.source)
     access, options = command.access, command.options
     inventory = load_inventory(access.nodes, ssh_config=access.ssh_config)
     return await preview(
@@ -46,6 +47,7 @@ async def _look(command: PlanCommand) -> Preview:
         limit_rate=options.limit_rate,
         deadline=options.deadline,
         sha256=options.sha256,
+        mirrors=options.mirrors,
         inventory=inventory,
         ssh=access.ssh,
     )
@@ -86,7 +88,10 @@ def describe(seen: Preview) -> Iterator[str]:
 
 
 def _to_send(seen: Preview) -> str:
-    size = seen.request.source.size
+    source = seen.request.source
+    size = source.size
+    if isinstance(source, Remote) and not source.sized:
+        return "of a size that the server does not tell"
     if not seen.missing:
         return f"all {format_size(size)} are there already"
     if seen.missing < size:
@@ -117,7 +122,7 @@ def plan_object(seen: Preview) -> dict[str, object]:
     """Give a plan for programs; seconds that are infinite are null."""
     request, plan = seen.request, seen.plan
     return {
-        "source": str(request.source.path),
+        "source": request.source.shown,
         "node": request.node.name,
         "destination": request.destination or None,
         "size": request.source.size,

@@ -1,0 +1,54 @@
+"""The straight line of a URL: a server is asked in place of a file being hashed; the rest is the same."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
+
+from rrmove.landing import locate
+from rrmove.manifest import ALGORITHM
+from rrmove.remote import RemotePart, blank
+from rrmove.straight import Run
+from rrmove.web import look
+
+if TYPE_CHECKING:
+    from rrmove.model import Remote
+
+
+class Fetch(Run):
+    """One move of what is behind a URL."""
+
+    async def look(self, *, only_look: bool = False) -> None:
+        """Ask the server what it has and the node what it offers, at the same time, in one login."""
+        looking = asyncio.create_task(self.setting.facts(fresh=only_look))
+        self.aside.append(looking)
+        seen = await look(self.session, cast("Remote", self.request.source))
+        self.setting.request = replace(self.request, source=seen)
+        self.manifest = blank(seen.size)
+        place = await locate(self.session, self.request, self.manifest)
+        self.landing = RemotePart(self.session, self.request, place)
+        self.facts = await looking
+        self.knowledge = self.setting.knowledge()
+
+    def foreseen(self) -> str:
+        """Give the digest that the file is said to have; empty where nobody has said."""
+        expected = cast("RemotePart", self.landing).expected
+        return f"sha256:{expected}" if expected else ""
+
+    def _verified(self) -> tuple[str, ...]:
+        source = cast("Remote", self.request.source)
+        asked = "sha256" if self.request.options.sha256 else "server-sha256" if source.digest else None
+        words = ("received" if self.attempts else None, "length" if source.sized else None, asked)
+        return tuple(word for word in words if word)
+
+    def _unverified(self) -> str | None:
+        source = cast("Remote", self.request.source)
+        if cast("RemotePart", self.landing).expected:
+            return None
+        trust = "the server" if source.url.lower().startswith("https:") else "an unencrypted connection"
+        return f"nobody gave a digest of the content: that it is the right one rests on {trust}"
+
+    def _digest(self) -> str:
+        expected = cast("RemotePart", self.landing).expected
+        return f"sha256:{expected}" if expected else f"{ALGORITHM}:{self.landing.manifest.root}"
