@@ -13,7 +13,8 @@ from rrmove.straight import Run
 from rrmove.web import look
 
 if TYPE_CHECKING:
-    from rrmove.model import Remote
+    from rrmove.errors import RRMoveError
+    from rrmove.model import Outcome, Remote
 
 
 class Fetch(Run):
@@ -30,6 +31,13 @@ class Fetch(Run):
         self.landing = RemotePart(self.session, self.request, place)
         self.facts = await looking
         self.knowledge = self.setting.knowledge()
+
+    def finished(self, error: RRMoveError | None = None) -> Outcome:
+        """Sum up the move; the size is what arrived where the server had not told it."""
+        if self.digest is not None:
+            source = replace(self.request.source, size=self.landing.manifest.size)
+            self.setting.request = replace(self.request, source=source)
+        return super().finished(error)
 
     def foreseen(self) -> str:
         """Give the digest that the file is said to have; empty where nobody has said."""

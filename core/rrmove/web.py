@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rrmove.session import Session
 
 LOOKING = 25.0  # s that the node may take to look: a filtered port, and the redirects
+PATIENCE = fetcher.PATIENCE
 ROUNDS = 3  # looks at a server that is busy or out of reach
 PAUSE = 0.5  # s before the second look, doubled for the third
 
@@ -65,6 +66,7 @@ def version_parts(remote: Remote) -> dict[str, object]:
         "size": remote.size if remote.sized else None,
         "etag": remote.etag,
         "modified": remote.modified,
+        "patience": PATIENCE,
         "if_range": remote.etag or (remote.modified if remote.named else ""),
     }
 

@@ -23,7 +23,7 @@ import urllib.request
 
 PATIENCE = 20.0  # s without a byte after which a server has stalled
 CONNECTING = 8.0  # s for the first look: a filtered port says nothing
-STRIKES = 5  # failures in a row without a whole chunk gained
+STRIKES = 3  # failures in a row without a whole chunk gained; a stall, which takes its time, counts twice
 BLOCK = 256 * 1024  # hashing in blocks that stay in the cache is a quarter faster than by the chunk
 LARGEST = 128 << 20  # bytes of one request: what a cut connection puts in doubt is but a chunk of it
 HOPS = 10  # redirects that are followed
@@ -68,7 +68,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
 
-def ask(given, start=None, stop=None, timeout=PATIENCE):
+def ask(given, start=None, stop=None, timeout=None):
     """Send one GET and give the open answer. Raises Trouble."""
     headers = {"User-Agent": "rrmove", "Accept": "*/*", "Accept-Encoding": "identity"}
     if start is not None:
@@ -80,7 +80,9 @@ def ask(given, start=None, stop=None, timeout=PATIENCE):
         request.add_unredirected_header("Authorization", given["auth"])
     redirects = Redirects()
     try:
-        answer = urllib.request.build_opener(redirects).open(request, timeout=timeout)
+        answer = urllib.request.build_opener(redirects).open(
+            request, timeout=timeout or given.get("patience", PATIENCE)
+        )
     except Trouble:
         raise
     except Exception as error:
@@ -237,8 +239,8 @@ class Fetch:
 
     def __init__(self, given, folder=None):
         self.given, self.lock = given, threading.Lock()
-        self.moved, self.left, self.trouble, self.over = 0, 0, None, False
-        self.strikes, self.tokens, self.then = 0, 0.0, time.monotonic()
+        self.moved, self.most, self.trouble, self.over = 0, 0, None, False
+        self.tokens, self.then = 0.0, time.monotonic()
         self.queue = []
         self.sha256 = self.ino = None
 
@@ -321,16 +323,19 @@ class Fetch:
             self.stream(at, stop)
 
     def persist(self, duty, *arguments):
-        """Do it again while it fails for reasons that pass and the file grows."""
+        """Do it again while it fails for reasons that pass, and a few times more where nothing is gained."""
+        strikes, most = 0, self.most
         while True:
             try:
                 duty(*arguments)
                 return
             except Trouble as trouble:
-                self.strikes += 1
-                if not trouble.passing or self.strikes >= STRIKES or self.trouble is not None:
+                if self.most > most:
+                    strikes, most = 0, self.most
+                strikes += 2 if trouble.kind == "stalled" else 1
+                if not trouble.passing or strikes >= STRIKES or self.trouble is not None:
                     raise
-            time.sleep(min(4.0, 0.25 * 2**self.strikes))
+            time.sleep(min(4.0, 0.25 * 2**strikes))
 
     def whole(self):
         """Fetch all of it from the start, as nothing can be continued here."""
@@ -372,7 +377,7 @@ class Fetch:
         at[0] += length
         with self.lock:
             self.moved += length
-            self.strikes = 0
+            self.most = max(self.most, self.moved)  # what was begun anew has to get further than before
 
     def throttle(self, count):
         rate = self.given.get("rate")
