@@ -24,7 +24,7 @@ KINDS = {
     "rsync": Capabilities(resume="rescan", route="ssh", setup=16),
     "scp": Capabilities(resume="none", route="ssh", setup=22),
     "base64": Capabilities(resume="none", route="ssh", overhead=4 / 3),
-    "http": Capabilities(resume="exact", route="direct", streams=4, ranges=True, setup=2),
+    "http": Capabilities(resume="exact", route="direct", streams=4, ranges=True, setup=15),
 }
 
 

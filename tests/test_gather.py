@@ -129,6 +129,9 @@ class MemorySession:
     def ssh_command(self) -> tuple[str, ...] | None:
         return None
 
+    async def address(self) -> tuple[str, int] | None:
+        return None
+
     def ssh_destination(self) -> str:
         return self.node.name
 

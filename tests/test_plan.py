@@ -47,7 +47,7 @@ KINDS = {
     "chunked": Capabilities(resume="exact", route="ssh", streams=8, ranges=True),
     "rsync": Capabilities(resume="rescan", route="ssh", setup=16),
     "scp": Capabilities(resume="none", route="ssh", setup=22),
-    "http": Capabilities(resume="exact", route="direct", streams=4, ranges=True, setup=2),
+    "http": Capabilities(resume="exact", route="direct", streams=4, ranges=True, setup=15),
 }
 
 

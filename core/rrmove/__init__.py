@@ -58,6 +58,9 @@ if TYPE_CHECKING:
         Step,
     )
     from rrmove.moving import Preview, Wishes, move, move_sync, preview, watch
+    from rrmove.oneshot.endpoint import Endpoint
+    from rrmove.oneshot.here import Serving, serve_once
+    from rrmove.oneshot.there import serve_there
     from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
     from rrmove.remote import RemotePart
     from rrmove.session import FilePart, Lane, Reply, Session
@@ -113,6 +116,9 @@ _HOMES = {
         "Step",
     ),
     "moving": ("Preview", "Wishes", "move", "move_sync", "preview", "watch"),
+    "oneshot.endpoint": ("Endpoint",),
+    "oneshot.here": ("Serving", "serve_once"),
+    "oneshot.there": ("serve_there",),
     "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
     "remote": ("RemotePart",),
     "session": ("FilePart", "Lane", "Reply", "Session"),
@@ -140,6 +146,7 @@ __all__ = [
     "Committed",
     "ConnectionLost",
     "Ended",
+    "Endpoint",
     "Estimate",
     "Event",
     "Facts",
@@ -177,6 +184,7 @@ __all__ = [
     "Reply",
     "Request",
     "SSHSettings",
+    "Serving",
     "Session",
     "Source",
     "Step",
@@ -197,6 +205,8 @@ __all__ = [
     "move_sync",
     "preview",
     "probe_node",
+    "serve_once",
+    "serve_there",
     "total",
     "watch",
 ]

@@ -29,6 +29,7 @@ SSH_CEILING = 400e6
 DIRECT_CEILING = 1000e6
 SWARM_CEILING = 300e6
 LOGIN_SECONDS = 0.26  # measured: cold `ssh host true` on loopback, round trips not counted
+START_SECONDS = 0.1  # measured: a program started over the login and listening, certificate and all: 60 to 130 ms
 REREAD_RATE = 500e6  # measured: sha256sum reads 480 MB/s; 6.0 GB were not reread within 4 s
 
 # --- what a lost connection does ------------------------------------------------------------
@@ -43,6 +44,12 @@ LIVELOCK_SHARE = 0.8  # of a life spent on rereading: no progress is left that o
 # --- what is assumed where nothing is known -------------------------------------------------
 UNKNOWN_RTT = 0.04  # seconds; the middle of the links that were measured
 UNKNOWN_RATE = 125e6  # bytes a second: 1 Gbit/s, the fastest of the links that were measured
+# A line of which nothing is known may well be one of those 10 Gbit/s that data centres rent out: a
+# transport that could use them is worth more. Chosen: as likely the one as the other.
+UNKNOWN_RATES = (UNKNOWN_RATE, 10 * UNKNOWN_RATE)
+# A port that nobody has seen open is most likely shut: of six providers one lets any port in but
+# SSH's (field notes).
+UNSEEN_ROUTE = 1 / 6
 PRIOR_WEIGHT = 2.0  # a prior counts as much as two attempts: the third outvotes it
 
 # --- the choice of how many connections -----------------------------------------------------
@@ -113,13 +120,15 @@ def estimate(  # noqa: PLR0913 - all that an estimate depends on, by name
     link: Link,
     transport: str,
     knowledge: Knowledge,
+    seen: bool = True,
 ) -> Estimate:
     """Reckon how long a transport takes to bring `missing` of `size` bytes over a link.
 
     Seconds are infinite where its unit of progress does not fit into the life of a connection;
     the note then says so. The terms add up to the seconds. Of the connections that a transport
     can use, it is reckoned with as many as pay. What this node's history says of the transport
-    corrects the model, the more samples the more.
+    corrects the model, the more samples the more. `seen` is false where no probe has seen its route
+    open: then most of its attempts are expected to be in vain.
     """
     streams = max(1, min(capabilities.streams, MAX_STREAMS))
     choices = [
@@ -128,7 +137,7 @@ def estimate(  # noqa: PLR0913 - all that an estimate depends on, by name
     ]
     best = min(choice.seconds for choice in choices)
     model = next(choice for choice in choices if choice.seconds <= best * (1 + WORTHWHILE))
-    return _corrected(model, missing, transport, knowledge)
+    return _doubted(_corrected(model, missing, transport, knowledge), seen=seen)
 
 
 # --- the model ------------------------------------------------------------------------------
@@ -153,12 +162,19 @@ def _pipe(capabilities: Capabilities, link: Link, lanes: int, missing: int) -> _
     over_ssh = capabilities.route == "ssh"
     ceiling = {"ssh": SSH_CEILING, "swarm": SWARM_CEILING}.get(capabilities.route, DIRECT_CEILING)
     window = SSH_WINDOW if over_ssh else TCP_WINDOW
-    line = min(link.rate or UNKNOWN_RATE, link.limit_rate or math.inf, ceiling)
-    alone = min(line, window / link.rtt if link.rtt > 0 else math.inf)
-    total = min(line, alone * lanes)
+    bound = window / link.rtt if link.rtt > 0 else math.inf
+    lines = [min(rate, link.limit_rate or math.inf, ceiling) for rate in ((link.rate,) if link.rate else UNKNOWN_RATES)]
+    alone = _mean(min(line, bound) for line in lines)
+    total = _mean(min(line, bound * lanes) for line in lines)
     round_trips = 1 + max(0.0, capabilities.setup) + _slow_start(min(total * link.rtt, missing) / lanes)
-    login = link.login if over_ssh else 0.0
+    login = link.login + (0.0 if over_ssh else START_SECONDS)
     return _Pipe(lanes, round_trips * link.rtt + login, alone, total)
+
+
+def _mean(rates: Iterable[float]) -> float:
+    """Give the rate at which a file takes as long as it is expected to, over rates that are equally likely."""
+    each = list(rates)
+    return len(each) / sum(1 / rate for rate in each)
 
 
 def _slow_start(in_flight: float) -> float:
@@ -404,6 +420,14 @@ def _middle(values: Sequence[float]) -> float:
 
 def _scatter(values: Sequence[float], middle: float) -> float:
     return sum(abs(value - middle) for value in values) / len(values) / middle
+
+
+def _doubted(expected: Estimate, *, seen: bool) -> Estimate:
+    """Add what attempts in vain are expected to cost, where nobody has seen the route open."""
+    if seen or math.isinf(expected.seconds):
+        return expected
+    vain = expected.seconds * (1 / UNSEEN_ROUTE - 1)
+    return _sum([*expected.terms, ("its port was not seen open, and most are not", vain)], expected.note)
 
 
 # --- words ----------------------------------------------------------------------------------

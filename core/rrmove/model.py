@@ -237,7 +237,7 @@ class Request:
 
 
 Resume = Literal["exact", "rescan", "none"]
-Route = Literal["ssh", "direct", "reverse", "swarm"]
+Route = Literal["ssh", "direct", "reverse", "swarm", "web"]
 
 
 @dataclass(frozen=True, slots=True)

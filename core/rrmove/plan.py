@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Literal
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import estimate, link_of
 from rrmove.model import Plan, Refusal, Remote, Step
+from rrmove.probe import PORTS, REACH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rrmove.estimate import Link
     from rrmove.knowledge import Knowledge, Life
-    from rrmove.model import Estimate, Node, Options, Request
+    from rrmove.model import Estimate, Node, Options, Request, Route
     from rrmove.probe import Facts
-    from rrmove.transport import Transport
+    from rrmove.transport import Capabilities, Transport
 
 FLOOR = "chunked"  # needs one open port and nothing installed: leads where nothing else is finite
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -39,9 +40,10 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
 
     `missing` are the bytes that are not on the node yet (default: all of them); `problems` are
     the plugins that could not be loaded, with the reason; `seen` the connections that this very
-    move has lost. A transport that would never finish comes after all that would. One whose
-    `refuse` raises or answers nonsense is refused, with what it said. Raises UsageError where the
-    options name a transport that does not exist. The plan may be empty: see `require_route`.
+    move has lost. A transport that would never finish comes after all that would. Refused is one
+    whose routes were all seen shut, and one whose `refuse` raises or answers nonsense, with what it
+    said. Raises UsageError where the options name a transport that does not exist. The plan may be
+    empty: see `require_route`.
     """
     _check_names(request.options, [*transports, *problems])
     size = request.source.size
@@ -61,13 +63,18 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
             refusals.append(Refusal(name, reason))
             continue
         try:
+            way = _way(transport.capabilities, request, facts)
+            if isinstance(way, str):
+                refusals.append(Refusal(name, way))
+                continue
             expected = estimate(
-                transport.capabilities,
+                replace(transport.capabilities, route=way[0]),
                 missing=missing,
                 size=size,
                 link=link,
                 transport=name,
                 knowledge=knowledge,
+                seen=way[1],
             )
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
         except Exception as error:  # noqa: BLE001 - it is a guest, and must not end the plan
@@ -88,6 +95,34 @@ def require_route(plan: Plan, node: Node) -> Plan:
         tried=", ".join(refusal.transport for refusal in plan.refusals) or None,
         remedy=f"`rrmove plan` says why each was refused, `rrmove probe {node.name}` what to mend",
     )
+
+
+def _way(capabilities: Capabilities, request: Request, facts: Facts) -> tuple[Route, bool] | str:
+    """Choose the route that a transport would take, and tell whether it was seen open; or say why there is none."""
+    routes = [route for route in (capabilities.route, capabilities.fallback) if route is not None]
+    shut = {route: _shut(route, request, facts) for route in routes}
+    for route in routes:
+        if shut[route] is False:
+            return route, True
+    for route in routes:
+        if shut[route] is None:
+            return route, False
+    return ", and ".join(str(shut[route]) for route in routes)
+
+
+def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
+    """Say why a route leads nowhere: False where it was seen open, None where nobody has looked."""
+    node = request.node
+    if route == "direct":
+        state = (facts.get(PORTS) or {}).get(node.ports.data)
+        if state in {"filtered", "unreachable"}:
+            return f"port {node.ports.data} of the node is {state}"
+        return None if state is None else False  # refused: nothing listens there yet
+    elsewhere = request.options.mirrors or isinstance(request.source, Remote)
+    if route == "reverse" or (route == "web" and not elsewhere):
+        reach = facts.get(REACH)
+        return None if reach is None else not reach and "the node cannot reach us"
+    return False
 
 
 _RESUME = ("exact", "rescan", "none")  # the less a loss costs, the better a last resort

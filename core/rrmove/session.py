@@ -105,6 +105,10 @@ class Session(Protocol):
         """
         ...
 
+    async def address(self) -> tuple[str, int] | None:
+        """Give host and port of the node's SSH server as we reach it; None through a proxy or jump host."""
+        ...
+
     def ssh_destination(self) -> str:
         """Give the `[user@]host` word that goes with `ssh_command()`."""
         ...

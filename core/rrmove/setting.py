@@ -20,7 +20,7 @@ from rrmove.model import Node, Request, Source
 from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
 from rrmove.rate import TokenBucket
 from rrmove.retry import persistently
-from rrmove.ssh.config import BULK, direct, effective, fast_ciphers
+from rrmove.ssh.config import BULK, fast_ciphers
 from rrmove.ssh.login import SSHSession
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ async def look_at(
 ) -> Facts:
     """Gather facts of a session's node, over one login; `grace` as `gather()` has it."""
     node = session.node
-    config = None if session.embedded else await effective(node)
-    address = (config.hostname, config.port) if config is not None and direct(config) else None
+    address = await session.address()
     ports = {node.ports.data, node.ports.torrent}
     asked = tuple(probes)
     return await persistently(lambda: gather(session, asked, address=address, ports=ports, grace=grace, emit=emit))

@@ -28,14 +28,17 @@ class Capabilities:
 
     resume   "exact" continues at the byte or chunk, "rescan" has to reread what is there,
              "none" starts over
-    route    "ssh"; "direct", we reach a port of the node; "reverse", the node reaches one of
-             ours; "swarm"
+    route    "ssh"; "direct", we reach the node's data port; "reverse", the node reaches a port of
+             ours; "swarm"; "web", it fetches from a server: a URL's, a mirror's, or ours
+             where there is no other
+    fallback the route that it takes where a probe saw `route` shut, None where it has but one
     streams  how many connections it can use at once; 1 where each is bound by one window
     ranges   whether it can send only the missing ranges
     lanes_only  whether it writes to the part file through the lanes' `put` alone; the core then
              need not read again what it has verified already
     overhead bytes on the wire for each byte of the file (base64: 4/3)
-    setup    round trips before the first byte of the file can leave, beyond a TCP connect
+    setup    round trips before the first byte of the file can leave, beyond a TCP connect; the
+             login's twelve count, since every move begins with one
     sources  what it can move: "file", a local one; "url", what is behind a `Remote`
     """
 
@@ -46,6 +49,7 @@ class Capabilities:
     lanes_only: bool = False
     overhead: float = 1.0
     setup: float = 12.0
+    fallback: Route | None = None
     sources: tuple[Literal["file", "url"], ...] = ("file",)
 
 

@@ -28,7 +28,7 @@ class Fetch:
     api_version: ClassVar[int] = API_VERSION
     needs: ClassVar[tuple[Probe[Any], ...]] = ()
     capabilities: ClassVar[Capabilities] = Capabilities(
-        resume="exact", route="reverse", streams=STREAMS, ranges=True, setup=4.0, sources=("url",)
+        resume="exact", route="web", streams=STREAMS, ranges=True, setup=18.0, sources=("url",)
     )
 
     def refuse(self, request: Request, facts: Facts) -> str | None:

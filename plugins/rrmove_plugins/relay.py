@@ -48,7 +48,14 @@ class Relay:
     api_version: ClassVar[int] = API_VERSION
     needs: ClassVar[tuple[Probe[Any], ...]] = ()
     capabilities: ClassVar[Capabilities] = Capabilities(
-        resume="exact", route="ssh", streams=LANES, ranges=True, lanes_only=True, overhead=2.0, sources=("url",)
+        resume="exact",
+        route="ssh",
+        streams=LANES,
+        ranges=True,
+        lanes_only=True,
+        overhead=2.0,
+        setup=24.0,
+        sources=("url",),
     )
 
     def refuse(self, request: Request, facts: Facts) -> str | None:

@@ -57,6 +57,9 @@ class LocalSession:
     def ssh_command(self) -> tuple[str, ...] | None:
         return None
 
+    async def address(self) -> tuple[str, int] | None:
+        return None
+
     def ssh_destination(self) -> str:
         return "local"
 

@@ -333,6 +333,12 @@ def _no_timer(_timeout: float) -> None:
     pass
 
 
+def direct_address(node: Node) -> tuple[str, int] | None:
+    """Give the host and port that a login connects to; None where a proxy or jump host does. Blocks for some ms."""
+    settings = read_settings(node, _options(node), getpass.getuser())
+    return None if settings.jumps or settings.proxy_command else (settings.host, settings.port)
+
+
 def _known_names(settings: LoginSettings) -> tuple[str, ...]:
     return names_of(settings.host, settings.port, settings.host_key_alias)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Self
 
-from rrmove.ssh.config import argv_options, destination
+from rrmove.ssh.config import argv_options, destination, direct, effective
 from rrmove.ssh.failures import NoPython
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
@@ -103,6 +103,15 @@ class SSHSession:
         if self.embedded:
             return None
         return (self._ssh, *LANE_OPTIONS, *ALONE, *self._more, *argv_options(self._node))
+
+    async def address(self) -> tuple[str, int] | None:
+        """Give host and port of the node's SSH server as we reach it; None through a proxy or jump host."""
+        if self.embedded:
+            from rrmove.ssh.embedded import direct_address
+
+            return await asyncio.to_thread(direct_address, self._node)
+        config = await effective(self._node, self._ssh)
+        return (config.hostname, config.port) if config is not None and direct(config) else None
 
     def ssh_destination(self) -> str:
         """Give the `[user@]host` word that goes with `ssh_command()`."""

@@ -1,0 +1,141 @@
+"""The direct way: we reach the node's data port, where a data server or a receiver of our own takes PUTs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from rrmove import PORTS, Fatal, Job, Unusable, serve_there
+from rrmove_plugins.http.line import Door
+from rrmove_plugins.http.sender import Sender
+from rrmove_plugins.http.trust import plain_allowed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PREFIX = "/v1/parts/"  # where the data server takes parts; the receiver's path looks the same
+ASK_WITHIN = 3.0  # s that the node may take to print two small files
+
+# Prints the state of the data server on that port, if one has left it, and its token on the next line.
+ASK = """
+for state in "${XDG_STATE_HOME:-$HOME/.local/state}/rrmove/serve-$1.json" "/var/lib/rrmove/serve-$1.json"; do
+  [ -r "$state" ] || continue
+  tr -d '\\n' <"$state"; echo
+  token=$(sed -n 's/.*"token_file": *"\\([^"]*\\)".*/\\1/p' "$state")
+  [ -r "$token" ] && cat "$token"
+  exit 0
+done
+exit 3
+"""
+
+
+class Shut(Unusable):
+    """The data port leads nowhere, whatever a probe saw."""
+
+
+async def send_direct(job: Job) -> None:
+    """Send what is missing to the node's data port. Raises Shut where there is no way in."""
+    node = job.request.node
+    state = (job.facts.get(PORTS) or {}).get(node.ports.data)
+    if state in {"filtered", "unreachable"}:
+        raise Shut(f"port {node.ports.data} is {state}", node=node.name)
+    place = await _resolved(job)
+    server = await _data_server(job, place) if state != "refused" else None
+    if server is None and state == "open":
+        raise Shut(f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`", node=node.name)
+    try:
+        fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
+    try:
+        sender = Sender(job, fd, server or await _receiver(job, place))
+        try:
+            await sender.run()
+        except Unusable as error:
+            raise error if sender.reached else Shut(error.what, node=error.node, tried=error.tried) from error
+    finally:
+        os.close(fd)
+
+
+async def _resolved(job: Job) -> tuple[int, tuple[Any, ...]]:
+    """Find the node's data port: family and socket address."""
+    name, port = job.request.node.name, job.request.node.ports.data
+    address = await job.session.address()
+    if address is None:
+        raise Shut("there is no direct way to the node, only one through a proxy or jump host", node=name)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(address[0], port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Shut(f"{address[0]!r} cannot be resolved: {error.strerror}", node=name) from error
+    family, _, _, _, place = found[0]
+    return family, place
+
+
+async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:
+    """Start a receiver for our part file, over the login that exists."""
+    node = job.request.node
+    tls = not plain_allowed(str(place[1][0]))
+    endpoint = await serve_there(
+        job.session, job.landing.part, writable=True, port=node.ports.data, tls=tls, prefix=f"{PREFIX}once/"
+    )
+    return Door(
+        node=node.name,
+        family=place[0],
+        place=place[1],
+        path=endpoint.path,
+        headers=endpoint.headers,
+        fingerprint=endpoint.fingerprint,
+        once=True,
+    )
+
+
+async def _data_server(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door | None:
+    """Find the data server that runs there, by the state that it keeps; None where there is none for us."""
+    node = job.request.node
+    lane = await job.session.control()
+    reply = await lane.call("run", argv=["sh", "-c", ASK, "sh", str(node.ports.data)], timeout=ASK_WITHIN)
+    if reply.fields.get("status") != 0:
+        return None
+    return door_of(reply.body, job.landing.part, node.name, place)
+
+
+def door_of(said: bytes, part: str, node: str, place: tuple[int, tuple[Any, ...]]) -> Door | None:
+    """Read a data server's state and token; None where it serves no root that the part file is in.
+
+    Raises Shut where it is for us, but without TLS where that is not allowed.
+    """
+    first, _, rest = said.partition(b"\n")
+    token = rest.strip().decode("ascii", "replace")
+    try:
+        state: Mapping[str, Any] = json.loads(first)
+        secret = None if state["scheme"] == "http" else str(state["fingerprint"]).replace(":", "").lower()
+        roots = {str(root["path"]): str(root["name"]) for root in state["roots"] if "w" in root["access"]}
+    except (ValueError, KeyError, TypeError):
+        return None
+    below = [path for path in roots if part.startswith(path.rstrip("/") + "/")]
+    if not below or not token:
+        return None
+    root = max(below, key=len)
+    if secret is None and not plain_allowed(str(place[1][0])):
+        raise Shut(
+            "the data server there speaks plain HTTP, in which its token could be overheard",
+            node=node,
+            remedy="Serve with TLS, or allow it with RRMOVE_HTTP_TLS=off",
+        )
+    inside = os.fsencode(part[len(root.rstrip("/")) + 1 :])
+    return Door(
+        node=node,
+        family=place[0],
+        place=place[1],
+        path=f"{PREFIX}{quote(roots[root], safe='')}/{quote(inside)}",
+        headers={"Authorization": f"Bearer {token}"},
+        fingerprint=secret,
+        once=False,
+    )
+
+
+__all__ = ["Shut", "door_of", "send_direct"]

@@ -1,0 +1,276 @@
+"""The sender: missing spans, several lines at once, acknowledged one by one, wrong ones again."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import os
+import threading
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from rrmove import RTT, ConnectionLost, Fatal, IntegrityError, Range, TransportError, Unusable
+from rrmove_plugins.http.line import Line, Stalled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rrmove import Job
+    from rrmove_plugins.http.line import Door
+
+MOST_LINES = 8  # measured: four are as fast as eight on short links; on long ones each is bound by its window
+PER_LINE = 0.015  # s of round trip that one more line pays for, beyond the first four: 6 MiB / 15 ms is 400 MB/s
+BEHIND = 3  # spans sent on a line before the first answer has to be there
+FIRST_SPAN, LEAST_SPAN, MOST_SPAN = 256 << 10, 64 << 10, 8 << 20  # bytes
+SPAN_SECONDS = 0.25  # s between two acknowledgements of a line: progress that a user sees, little to lose
+CONNECT_LEAST, CONNECT_MOST, CONNECT_ROUNDS = 0.3, 1.0, 4  # s, s, round trips: silence longer than that is a filter
+WRONG = 4  # times that a span may arrive altered
+GOODBYE = 1.0  # s that the end of a server may take to be asked for
+ENOUGH = {200, 201, 204}
+
+
+class Sender:
+    """One attempt at a door. `run()` returns once every span was acknowledged.
+
+    Raises Unusable where the door cannot be used: `reached` tells whether it ever could.
+    """
+
+    def __init__(self, job: Job, fd: int, door: Door) -> None:
+        self._job, self._fd, self._door = job, fd, door
+        self._loop = asyncio.get_running_loop()
+        rtt = job.facts.get(RTT) or 0.05
+        self._timeout = min(CONNECT_MOST, max(CONNECT_LEAST, CONNECT_ROUNDS * rtt))
+        manifest = job.manifest
+        chunks = [manifest.chunk(index) for index in manifest.chunks_of(job.missing)]
+        self._count = max(1, min(MOST_LINES, len(chunks), max(4, round(rtt / PER_LINE))))
+        self._todo = deque(chunks)
+        self._flying = 0
+        self._wrong: Counter[int] = Counter()
+        self._faults = 0  # in a row, without anything acknowledged
+        self._error: TransportError | IntegrityError | None = None
+        self._stopped = False
+        self._lines: set[Line] = set()
+        self._spare: Line | None = None
+        self._change = threading.Condition()
+        self.reached = False
+
+    async def run(self) -> None:
+        """Send everything that is missing."""
+        with ThreadPoolExecutor(self._count, thread_name_prefix="http-line") as threads:
+            work = [self._loop.run_in_executor(threads, self._work) for _ in range(self._count)]
+            try:
+                await asyncio.wait(work)
+                for each in work:
+                    each.result()
+                if self._error is not None:
+                    raise self._error
+            finally:
+                self._stop()
+                await asyncio.shield(self._leave(work))
+
+    async def _leave(self, work: list[asyncio.Future[None]]) -> None:
+        """Wait for the threads, and send the server home where it is ours; it would go by itself soon."""
+        await asyncio.wait(work)
+        if self._door.once and self.reached:
+            await asyncio.to_thread(self._goodbye)
+
+    def _goodbye(self) -> None:
+        with contextlib.suppress(OSError, ValueError, TransportError):
+            line = self._spare or Line(self._door, min(self._timeout, GOODBYE))
+            try:
+                line.delete()
+            finally:
+                line.close()
+
+    # In the threads
+
+    def _work(self) -> None:
+        while (span := self._take(FIRST_SPAN, wait=True)) is not None:
+            try:
+                line = self._connected()
+            except (OSError, ValueError) as error:
+                self._put_back(span)
+                self._fault(f"no connection: {error.strerror if isinstance(error, OSError) else error}", None)
+                continue
+            except TransportError as error:
+                self._put_back(span)
+                self._fail(error)
+                return
+            flying = deque([span])
+            try:
+                self._converse(line, flying)
+            except (OSError, ValueError) as error:
+                self._fault(str(error) or type(error).__name__, line, heavy=isinstance(error, Stalled))
+            except (TransportError, IntegrityError) as error:
+                self._fail(error)
+            else:
+                if self._keep(line):
+                    return
+            finally:
+                with self._change:
+                    self._lines.discard(line)
+                for each in reversed(flying):
+                    self._put_back(each)
+            line.close()
+
+    def _connected(self) -> Line:
+        line = Line(self._door, self._timeout)
+        with self._change:
+            self._lines.add(line)
+            self.reached = True
+        if self._stopped:
+            line.cut()
+        return line
+
+    def _converse(self, line: Line, flying: deque[Range]) -> None:
+        """Keep a few spans under way; `flying` are those that nobody has acknowledged."""
+        span: Range | None = flying[0]
+        size, settled = FIRST_SPAN, False
+        while True:
+            if span is not None:
+                self._pay(span.length)
+                line.put(self._fd, span, self._job.manifest.size, self._digest(span))
+                self._tell(self._job.sent, span.length)
+            if span is None or not settled or len(flying) >= BEHIND:
+                status, words = line.answer()
+                self._answered(flying[0], status, words)
+                flying.popleft()
+                if line.age > 0:
+                    wanted = int(line.carried / line.age * SPAN_SECONDS)
+                    size = min(MOST_SPAN, max(LEAST_SPAN, 1 << wanted.bit_length()))
+                settled = True
+            span = self._take(size, wait=not flying)
+            if span is not None:
+                flying.append(span)
+            elif not flying:
+                return
+
+    def _answered(self, span: Range, status: int, words: str) -> None:
+        node = self._job.request.node.name
+        if status in ENOUGH:
+            with self._change:
+                self._faults = 0
+                self._flying -= 1
+                self._change.notify_all()
+            self._tell(self._job.progress, span.length)
+        elif status == 422:
+            chunk = span.start // self._job.manifest.grain
+            with self._change:
+                self._wrong[chunk] += 1
+                hopeless = self._wrong[chunk] >= WRONG
+            if hopeless:
+                raise IntegrityError(
+                    f"bytes {span.start} to {span.stop} arrive wrong again and again ({WRONG} times)",
+                    node=node,
+                    remedy="Look for what alters data on the way to the data port: a proxy, or faulty memory",
+                )
+            self._put_back(span)
+        elif status == 507:
+            raise Fatal(f"the disk is full ({words.strip()})", node=node, remedy="Make room, or choose another place")
+        else:
+            raise ValueError(f"it answered {status} {words.strip()}".strip())
+
+    def _digest(self, span: Range) -> str | None:
+        """Give what a span has to hash to: TLS keeps bytes as they are, anything else may not."""
+        if self._door.fingerprint is not None:
+            return None
+        manifest = self._job.manifest
+        index, short = divmod(span.start, manifest.grain)
+        if not short and span == manifest.chunk(index):
+            digest = bytes.fromhex(manifest.digest(index))
+        else:
+            digest = hashlib.sha256(os.pread(self._fd, span.length, span.start)).digest()
+        return f"sha-256=:{base64.b64encode(digest).decode()}:"
+
+    def _pay(self, count: int) -> None:
+        if self._job.limiter.rate is None:
+            return
+        paid = asyncio.run_coroutine_threadsafe(self._job.limiter.take(count), self._loop)
+        while not self._stopped:
+            with contextlib.suppress(TimeoutError):
+                paid.result(0.25)
+                return
+        paid.cancel()
+        raise OSError("the move was stopped")
+
+    def _tell(self, what: Callable[[int], None], count: int) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(what, count)
+
+    # What is to be done
+
+    def _take(self, most: int, *, wait: bool) -> Range | None:
+        """Give the next span, None where nothing is to do; with `wait` only once that stays so."""
+        rate = self._job.limiter.rate
+        if rate is not None:
+            most = min(most, max(4096, int(rate / 8)))
+        with self._change:
+            while not self._todo and self._flying and wait and not self._over:
+                self._change.wait()
+            if self._over or not self._todo:
+                return None
+            span = self._todo.popleft()
+            if span.length > most:
+                self._todo.appendleft(Range(span.start + most, span.stop))
+                span = Range(span.start, span.start + most)
+            self._flying += 1
+            return span
+
+    def _put_back(self, span: Range) -> None:
+        with self._change:
+            self._flying -= 1
+            self._todo.appendleft(span)
+            self._change.notify_all()
+
+    @property
+    def _over(self) -> bool:
+        return self._stopped or self._error is not None
+
+    def _keep(self, line: Line) -> bool:
+        """Keep one line of those that have done their work, for the goodbye."""
+        with self._change:
+            if self._door.once and self._spare is None and not self._over:
+                self._spare = line
+                return True
+        return False
+
+    # Ends
+
+    def _fault(self, what: str, line: Line | None, *, heavy: bool = False) -> None:
+        """Note that a line broke; without anything acknowledged in between, it ends the attempt in the end.
+
+        `heavy`: it took long to find out, so that a few of these are enough.
+        """
+        node = self._job.request.node.name
+        with self._change:
+            self._faults += self._count if heavy else 1
+            hopeless = not self.reached or self._faults > 2 * self._count
+        if line is not None and not self._stopped:
+            lost = ConnectionLost(node, "http", what, round(line.age, 2), line.carried)
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._job.emit, lost)
+        if hopeless:
+            self._fail(Unusable(f"{self._door.name} cannot be used: {what}", node=node, tried=f"PUT {self._door.name}"))
+
+    def _fail(self, error: TransportError | IntegrityError) -> None:
+        with self._change:
+            self._error = self._error or error
+        self._cut()
+
+    def _stop(self) -> None:
+        with self._change:
+            self._stopped = True
+        self._cut()
+
+    def _cut(self) -> None:
+        with self._change:
+            self._change.notify_all()
+            lines = [*self._lines]
+        for line in lines:
+            line.cut()
+
+
+__all__ = ["Sender"]
