@@ -22,7 +22,7 @@ import urllib.error
 import urllib.request
 
 PATIENCE = 20.0  # s without a byte after which a server has stalled
-CONNECTING = 8.0  # s for the first look: a filtered port says nothing
+CONNECTING = 4.0  # s for the first look: a filtered port says nothing
 STRIKES = 3  # failures in a row without a whole chunk gained; a stall, which takes its time, counts twice
 BLOCK = 256 * 1024  # hashing in blocks that stay in the cache is a quarter faster than by the chunk
 LARGEST = 128 << 20  # bytes of one request: what a cut connection puts in doubt is but a chunk of it

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import secrets
+import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 STREAMS = 8  # connections; measured 837 MB/s with as many from nginx on loopback
 PER_SERVER = 4  # of them to one, so that several are used
 LEASE = 3.5  # s without a word from us after which aria2c is ended: nothing of ours is left after 5
+FIRST_BYTE = 3.0  # s in which something of a file that we serve has to be there
 LOOK = 0.3  # s between two looks at how far it is
 
 # Without preallocation and cache, so that what is on the disk is what has come; aria2c's own tries
@@ -155,7 +157,7 @@ async def _fetch(job: Job, uris: list[str], doors: list[dict[str, object]]) -> N
         daemon = Daemon(lease, secret, node, tried)
         try:
             await daemon.add(places, options)
-            await _watch(job, daemon)
+            await _watch(job, daemon, ours=bool(doors))
         except Ended as error:
             raise Unusable("aria2c was ended on the node", node=node, tried=tried) from error
         except TransportError:
@@ -179,14 +181,22 @@ def _spelled(uri: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-async def _watch(job: Job, daemon: Daemon) -> None:
-    """Report what aria2c has until it is done. Raises what its error means."""
-    told, pause = None, 0.05
+async def _watch(job: Job, daemon: Daemon, *, ours: bool) -> None:
+    """Report what aria2c has until it is done. Raises what its error means.
+
+    Where it fetches from a server of `ours`, it has to begin soon: most nodes cannot reach us, and
+    that a probe has not said so means little.
+    """
+    told, pause, began = None, 0.05, time.monotonic()
     while True:
         status = await daemon.look()
         there = int(status["completedLength"])
         job.progress(max(0, there - (there if told is None else told)))
+        begun = told is not None and there > told
         told = max(there, told or 0)
+        if ours and not begun and time.monotonic() - began > FIRST_BYTE:
+            raise Unusable("the node does not reach us", node=job.request.node.name, tried="a server of ours")
+        ours = ours and not begun
         match status["status"]:
             case "complete":
                 return
