@@ -134,7 +134,7 @@ async def test_a_url_arrives(here: Here, way: str, how: dict[str, Any], verified
 
 
 async def test_the_node_fetches_and_we_send_next_to_nothing(here: Here) -> None:
-    outcome = await here.move(here.page())
+    outcome = await here.move(here.page(), "fetch", "relay")
     assert [attempt.transport for attempt in outcome.attempts] == ["fetch"]
     assert outcome.bytes_sent == 0
     assert here.web.sent < len(DATA) * 1.01
@@ -146,7 +146,7 @@ async def test_a_node_without_python3_gets_it_through_us(here: Here) -> None:
         bare = Here(node, here.web)
         preview = await rrmove.preview(here.page(), bare.target)
         assert [step.transport for step in preview.plan.steps] == ["relay"]
-        assert [refusal.transport for refusal in preview.plan.refusals] == ["fetch"]
+        assert [refusal.transport for refusal in preview.plan.refusals] == ["aria2", "fetch"]
         assert (await bare.move(here.page(), sha256=SHA256)).verified == ("received", "length", "sha256")
         assert bare.arrived()
 
@@ -155,8 +155,10 @@ async def test_the_plan_prefers_the_node_and_local_files_know_nothing_of_it(here
     preview = await rrmove.preview(here.page(data=b"small"), here.target)
     ways = [step.transport for step in preview.plan.steps]
     assert ways.index("fetch") < ways.index("relay")
+    assert ways[-1] == "relay"
     assert "chunked" not in ways
     assert preview.missing == 5
+    assert preview.digest == ""
     assert here.names() == []
     local = tmp_path / "model.pth"
     local.write_bytes(b"small")
@@ -223,6 +225,29 @@ async def test_what_the_disk_altered_is_fetched_again(here: Here) -> None:
     assert here.arrived()
 
 
+async def test_an_answer_to_a_commit_that_is_lost_is_no_loss(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target is compared with the ledger then: nobody has another digest of it."""
+    from rrmove.errors import Transient
+    from rrmove.ssh.lane import AgentLane
+
+    call, lost = AgentLane.call, list[str]()
+
+    async def once(self: AgentLane, op: str, /, body: Any = b"", **arguments: object) -> Any:
+        reply = await call(self, op, body, **arguments)
+        if op == "commit" and not lost:
+            lost.append(op)
+            raise Transient("the connection was lost", node="embedded")
+        return reply
+
+    monkeypatch.setattr(AgentLane, "call", once)
+    outcome = await here.move(here.page())
+    assert lost
+    assert outcome.ok
+    assert len(outcome.attempts) == 1
+    assert here.web.sent < len(DATA) * 1.01
+    assert here.arrived()
+
+
 # Continued, or begun anew
 
 
@@ -250,6 +275,8 @@ async def test_a_repeat_continues(here: Here, way: str) -> None:
     await asyncio.gather(task, return_exceptions=True)
     assert "model.pth" not in here.names()
     await until(lambda: nothing_runs(here))
+    there = (await rrmove.preview(url, here.target)).missing
+    assert there <= len(DATA) - GRAIN
     before = here.web.sent
     other = "relay" if way == "fetch" else "fetch"
     outcome = await here.move(url, other)  # it does not matter who goes on
@@ -262,8 +289,10 @@ async def test_a_repeat_without_versions_begins_anew(here: Here) -> None:
     url = here.page(etag=None, modified=None)
     task = asyncio.create_task(here.move(url, "fetch", limit_rate=8 * MB))
     await until(lambda: here.web.sent > 6 * MB)
+    assert here.names()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+    assert here.names() == []  # of no use to anybody
     here.page(data=DATA[::-1], etag=None, modified=None)
     outcome = await here.move(url)
     assert outcome.bytes_reused == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from rrmove.errors import RRMoveError
 from rrmove.landing import locate
 from rrmove.manifest import ALGORITHM
 from rrmove.remote import RemotePart, blank
@@ -13,8 +15,9 @@ from rrmove.straight import Run
 from rrmove.web import look
 
 if TYPE_CHECKING:
-    from rrmove.errors import RRMoveError
     from rrmove.model import Outcome, Remote
+
+DISCARDING = 5.0  # s for removing what nobody can continue
 
 
 class Fetch(Run):
@@ -38,6 +41,20 @@ class Fetch(Run):
             source = replace(self.request.source, size=self.landing.manifest.size)
             self.setting.request = replace(self.request, source=source)
         return super().finished(error)
+
+    async def tidy(self) -> None:
+        """Let go of what runs beside; a part file that nobody could continue goes, too."""
+        await super().tidy()
+        source = cast("Remote", self.request.source)
+        if self.digest is None and self.begun and not source.resumable:
+            with contextlib.suppress(RRMoveError, TimeoutError):
+                async with asyncio.timeout(DISCARDING):
+                    await cast("RemotePart", self.landing).discard()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was attempted."""
+        return bool(self.plan.steps)
 
     def foreseen(self) -> str:
         """Give the digest that the file is said to have; empty where nobody has said."""

@@ -79,7 +79,10 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
         except Exception as error:  # noqa: BLE001 - it is a guest, and must not end the plan
             refusals.append(Refusal(name, f"its capabilities are unusable: {_said(error)}"))
-    ranking.sort(key=lambda ranked: ranked[0])
+    # What the node can fetch itself does not go through us, whatever the seconds: our line is not ours
+    # alone, and nothing is known of the server's.
+    through_us = {name for name, each in transports.items() if kind == "url" and each.capabilities.route == "ssh"}
+    ranking.sort(key=lambda ranked: (ranked[1].transport in through_us, ranked[0]))
     refusals.sort(key=lambda refusal: refusal.transport)
     return Plan(tuple(step for _, step in ranking), tuple(refusals))
 

@@ -9,10 +9,11 @@ are for a local file: what the node reads back from its disk is compared with th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, cast
 
-from rrmove.errors import IntegrityError, Transient
+from rrmove.errors import IntegrityError, Transient, TransportError
 from rrmove.landing import PartFile
 from rrmove.lease import Ended, Lease, text_of
 from rrmove.manifest import DIGEST, Manifest, Range, grain_for
@@ -58,7 +59,9 @@ class RemotePart(PartFile):
         return asked.lower() if asked else self._source.digest
 
     async def arrived(self) -> bool:
-        """Tell whether the target has this very content, which only a digest of it can say."""
+        """Tell whether the target has this very content: by its digest, or by a ledger that is complete."""
+        if self.expected is None and self._ended and UNKNOWN not in _digests(self._manifest):
+            return await super().arrived()
         if self.expected is None or self.place.kind != "file" or self.place.size is None:
             return False
         if self._source.sized and self.place.size != self._source.size:
@@ -87,15 +90,13 @@ class RemotePart(PartFile):
         """Compare what the disk has with the ledger, and give what is missing."""
         if self.foreign:
             await ask(self._session, "evict", part=self.part)
+        if self._ino is None:
+            await self._wrong_chunks(self.part, [])  # gives its identity
         await self._read_ledger()
         if everything:
             self._verified = bytearray(self._manifest.count)
-        digests = self._manifest.digests
-        known = [
-            index
-            for index in range(self._manifest.count)
-            if not self._verified[index] and digests[index * DIGEST : (index + 1) * DIGEST] != UNKNOWN
-        ]
+        told = enumerate(_digests(self._manifest))
+        known = [index for index, digest in told if not self._verified[index] and digest != UNKNOWN]
         untouched = not any(self._verified)
         await self._wrong_chunks(self.part, known)
         if untouched:  # all that is verified was read after the last stranger had gone
@@ -128,8 +129,14 @@ class RemotePart(PartFile):
     async def commit(self) -> str:
         """Sync the part file, rename it to the target, and remove the ledger."""
         where = await super().commit()
-        await self._shell('rm -f -- "$1"', self.ledger)
+        with contextlib.suppress(TransportError):  # the file is there; what is left here is swept some day
+            await self._shell('rm -f -- "$1"', self.ledger)
         return where
+
+    async def discard(self) -> None:
+        """Remove a part file that nobody could continue, and what belongs to it."""
+        await ask(self._session, "evict", part=self.part)
+        await self._shell('rm -f -- "$@"', self.part, self.place.journal, self.ledger)
 
     async def received(self, digests: Mapping[int, str], *, new: bool = False, size: int | None = None) -> None:
         """Note the SHA-256 of chunks as they came over the wire; `new` forgets those before.
@@ -180,8 +187,8 @@ class RemotePart(PartFile):
         before, self._manifest = self._manifest, filled(blank(whole), digests)
         if before.count != self._manifest.count:
             self._verified = bytearray(self._manifest.count)
-        for index in range(self._manifest.count):  # what was verified was so against the ledger of then
-            if before.digests[index * DIGEST : (index + 1) * DIGEST] != bytes.fromhex(self._manifest.digest(index)):
+        for index, (then, now) in enumerate(zip(_digests(before), _digests(self._manifest), strict=False)):
+            if then != now:  # what was verified was so against the ledger of then
                 self._verified[index] = 0
 
     async def _whole(self, path: str) -> tuple[str, str]:
@@ -233,6 +240,10 @@ def blank(size: int) -> Manifest:
     """Give the manifest of a file of which nothing is known but its size."""
     grain = grain_for(size)
     return Manifest(size, grain, UNKNOWN * -(-size // grain))
+
+
+def _digests(manifest: Manifest) -> list[bytes]:
+    return [manifest.digests[at : at + DIGEST] for at in range(0, len(manifest.digests), DIGEST)]
 
 
 def filled(manifest: Manifest, digests: Mapping[int, str]) -> Manifest:

@@ -99,31 +99,23 @@ async def look(session: Session, remote: Remote) -> Remote:
             break
         if number + 1 < ROUNDS:
             await asyncio.sleep(PAUSE * 2**number)
-    error = trouble_of(
-        beyond[0] if beyond[0] not in _OURS else kind, beyond[1], remote, node=session.node.name, where=""
-    )
-    same = text == beyond[1]
-    error.what = f"{remote.shown} cannot be fetched: " + (
-        text if same else f"by the node, {beyond[1]}; from here, {text}"
-    )
-    error.tried = "the node itself, then from here"
+    error = trouble_of(beyond[0] or kind, text, remote, node=session.node.name, where="")
+    says = text if text == beyond[1] else f"by the node, {beyond[1]}; from here, {text}"
+    error.what, error.tried = f"{remote.shown} cannot be fetched: {says}", "the node itself, then this machine"
     raise error
-
-
-_OURS = frozenset({"none"})
 
 
 async def _there(session: Session, remote: Remote) -> tuple[tuple[str, str], dict[str, object] | None]:
     """Let the node look; gives why it cannot, or what it saw."""
     if getattr(session, "floor", False):
-        return ("none", "it has no python3"), None
+        return ("", "it has no python3"), None
     text = text_of("rrmove.ssh", "fetcher.py") + "\ntell()\n"
     try:
         said = json.loads(await run_text(session, text, secret_parts(remote), timeout=LOOKING))
     except Unusable as error:
-        return ("none", error.what), None
+        return ("", f"its python3 is of no use ({error.what})"), None
     except ValueError:
-        return ("none", "its python3 answers nonsense"), None
+        return ("", "its python3 answers nonsense"), None
     if "trouble" in said:
         kind, words = said["trouble"]
         return (kind, words), None

@@ -36,7 +36,7 @@ class Fetch:
         del facts
         source = request.source
         if isinstance(source, Remote) and source.beyond:
-            return f"the node cannot reach the URL: {source.beyond}"
+            return f"the node cannot fetch it: {source.beyond}"
         return None
 
     async def send(self, job: Job) -> None:

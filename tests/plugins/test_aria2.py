@@ -277,7 +277,7 @@ def test_why_it_refuses(source: Path) -> None:
     good = replace(url, sized=True, named=True, ranges=True, etag='"1"')
     assert why(good) == ""
     assert "two versions" in why(url)
-    assert "cannot reach" in why(replace(good, beyond="no route"))
+    assert "cannot fetch" in why(replace(good, beyond="no route"))
     assert "give --sha256" in why(good, mirrors=("http://m/x",))
     assert why(good, mirrors=("http://m/x",), sha256="0" * 64) == ""
     assert issubclass(Unusable, TransportError)

@@ -11,7 +11,7 @@ Questions come over a socket in a directory that only the user can enter. A duty
     Duty(given, folder)     what it is given, and its own directory, which is removed at its end
     begin()                 start; not to block
     answer(question)        bytes in, bytes out; within two seconds
-    end()                   stop what was started; may be called at any time, only once
+    end()                   stop what was started; may be called at any time, and again
 """
 
 import json
@@ -80,6 +80,7 @@ def reply(duty, asked):
                 break
             question += piece
         if question == b"end":
+            duty.end()  # before we say so
             return False
         asked.sendall(duty.answer(question))
     except OSError:

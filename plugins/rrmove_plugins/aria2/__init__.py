@@ -95,7 +95,7 @@ class Aria2:
         if not isinstance(source, Remote):
             return None
         if source.beyond and not request.options.mirrors:
-            return f"the node cannot reach the URL: {source.beyond}"
+            return f"the node cannot fetch it: {source.beyond}"
         if not source.resumable:
             return "it could not tell two versions of the file apart: the server gives no ranges, or names no version"
         if request.options.mirrors and not (request.options.sha256 or source.digest):
