@@ -32,7 +32,7 @@ from rrmove.web import look, trouble_of
 from rrmove_plugins.aria2.control import control_file, ranges_there
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from rrmove import Facts, Job, Probe, RemotePart, Request
     from rrmove_plugins.aria2.daemon import Daemon
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 STREAMS = 8  # connections; measured 837 MB/s with as many from nginx on loopback
 PER_SERVER = 4  # of them to one, so that several are used
 LEASE = 3.5  # s without a word from us after which aria2c is ended: nothing of ours is left after 5
-FIRST_BYTE = 3.0  # s in which something of a file that we serve has to be there
+FIRST_BYTE = 5.0  # s in which aria2c has to come for a file that we serve; a busy node takes one or two
 LOOK = 0.3  # s between two looks at how far it is
 
 # Without preallocation and cache, so that what is on the disk is what has come; aria2c's own tries
@@ -106,12 +106,18 @@ class Aria2:
         """Have the missing ranges fetched; a repeat continues."""
         if not job.missing:
             return
-        async with _sources(job) as (uris, doors):
-            await _fetch(job, uris, doors)
+        left = [0]
+
+        def sent(count: int) -> None:
+            left[0] += count
+            job.sent(count)
+
+        async with _sources(job, sent) as (uris, doors):
+            await _fetch(job, uris, doors, lambda: bool(left[0]) or not doors)
 
 
 @contextlib.asynccontextmanager
-async def _sources(job: Job) -> AsyncIterator[tuple[list[str], list[dict[str, object]]]]:
+async def _sources(job: Job, sent: Callable[[int], None]) -> AsyncIterator[tuple[list[str], list[dict[str, object]]]]:
     """Give the URLs that have the file, and the doors to those servers that only the warden talks to.
 
     We serve a local file ourselves where no mirror is named: who names some wants to spare our line.
@@ -126,13 +132,13 @@ async def _sources(job: Job) -> AsyncIterator[tuple[list[str], list[dict[str, ob
     client = job.facts.get(CLIENT)
     if job.facts.get(REACH) is False or client is None:
         raise Unusable("the node cannot reach us, and no mirror is named", node=job.request.node.name)
-    async with serve_once(source.path, limiter=job.limiter, sent=job.sent) as serving:
+    async with serve_once(source.path, limiter=job.limiter, sent=sent) as serving:
         end = serving.endpoint
         door = {"host": client.host, "port": end.port, "fingerprint": end.fingerprint, "token": end.token}
         yield [end.path], [door]
 
 
-async def _fetch(job: Job, uris: list[str], doors: list[dict[str, object]]) -> None:
+async def _fetch(job: Job, uris: list[str], doors: list[dict[str, object]], reached: Callable[[], bool]) -> None:
     from rrmove_plugins.aria2.daemon import Daemon
 
     node, grain = job.request.node.name, job.manifest.grain
@@ -157,7 +163,7 @@ async def _fetch(job: Job, uris: list[str], doors: list[dict[str, object]]) -> N
         daemon = Daemon(lease, secret, node, tried)
         try:
             await daemon.add(places, options)
-            await _watch(job, daemon, ours=bool(doors))
+            await _watch(job, daemon, reached)
         except Ended as error:
             raise Unusable("aria2c was ended on the node", node=node, tried=tried) from error
         except TransportError:
@@ -181,22 +187,20 @@ def _spelled(uri: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
-async def _watch(job: Job, daemon: Daemon, *, ours: bool) -> None:
+async def _watch(job: Job, daemon: Daemon, reached: Callable[[], bool]) -> None:
     """Report what aria2c has until it is done. Raises what its error means.
 
-    Where it fetches from a server of `ours`, it has to begin soon: most nodes cannot reach us, and
-    that a probe has not said so means little.
+    Where it fetches from a server of ours, it has to have `reached` that soon: most nodes cannot,
+    and that a probe has not said so means little.
     """
     told, pause, began = None, 0.05, time.monotonic()
     while True:
         status = await daemon.look()
         there = int(status["completedLength"])
         job.progress(max(0, there - (there if told is None else told)))
-        begun = told is not None and there > told
         told = max(there, told or 0)
-        if ours and not begun and time.monotonic() - began > FIRST_BYTE:
+        if not reached() and time.monotonic() - began > FIRST_BYTE:
             raise Unusable("the node does not reach us", node=job.request.node.name, tried="a server of ours")
-        ours = ours and not begun
         match status["status"]:
             case "complete":
                 return
