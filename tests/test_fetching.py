@@ -141,14 +141,33 @@ async def test_the_node_fetches_and_we_send_next_to_nothing(here: Here) -> None:
     assert sum(seen.range is not None and seen.sent > GRAIN for seen in here.web.seen) > 1  # several connections
 
 
-async def test_a_node_without_python3_gets_it_through_us(here: Here) -> None:
+@pytest.mark.parametrize(("hidden", "way"), [({"python3"}, "fetch"), ({"python3", "curl"}, "relay")])
+async def test_a_node_without_python3_uses_curl_or_gets_it_through_us(here: Here, hidden: set[str], way: str) -> None:
+    with EmbeddedNode(faults=Faults(hidden_tools=frozenset(hidden))) as node:
+        bare = Here(node, here.web)
+        url = here.page(login="me:s3cret").replace("//", "//me:s3cret@")
+        preview = await rrmove.preview(url, bare.target)
+        assert [step.transport for step in preview.plan.steps] == (["fetch", "relay"] if way == "fetch" else ["relay"])
+        outcome = await bare.move(url, sha256=SHA256)
+        assert [attempt.transport for attempt in outcome.attempts] == [way]
+        assert outcome.verified == ("received", "length", "sha256")
+        assert bare.arrived()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"status": 404}, "404"),
+        ({"moved": "/model.pth"}, "redirects too often"),
+        ({"next": Page(DATA, etag='"two"'), "after": 1}, "was changed"),
+    ],
+)
+async def test_the_ends_that_curl_comes_to(here: Here, how: dict[str, Any], words: str) -> None:
     with EmbeddedNode(faults=Faults(hidden_tools=frozenset({"python3"}))) as node:
         bare = Here(node, here.web)
-        preview = await rrmove.preview(here.page(), bare.target)
-        assert [step.transport for step in preview.plan.steps] == ["relay"]
-        assert [refusal.transport for refusal in preview.plan.refusals] == ["aria2", "fetch"]
-        assert (await bare.move(here.page(), sha256=SHA256)).verified == ("received", "length", "sha256")
-        assert bare.arrived()
+        with pytest.raises(TransportError, match=words):
+            await bare.move(here.page(**how), "fetch")
+        assert "model.pth" not in bare.names()
 
 
 async def test_the_plan_prefers_the_node_and_local_files_know_nothing_of_it(here: Here, tmp_path: Path) -> None:

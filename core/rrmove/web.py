@@ -12,6 +12,7 @@ import urllib.parse
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from rrmove.curl import curl
 from rrmove.errors import Fatal, Transient, TransportError, Unusable
 from rrmove.lease import run_text, text_of
 from rrmove.ssh import fetcher
@@ -108,11 +109,13 @@ async def look(session: Session, remote: Remote) -> Remote:
 async def _there(session: Session, remote: Remote) -> tuple[tuple[str, str], dict[str, object] | None]:
     """Let the node look; gives why it cannot, or what it saw."""
     if getattr(session, "floor", False):
-        return ("", "it has no python3"), None
+        return await _with_curl(session, remote)
     text = text_of("rrmove.ssh", "fetcher.py") + "\ntell()\n"
     try:
         said = json.loads(await run_text(session, text, secret_parts(remote), timeout=LOOKING))
     except Unusable as error:
+        if getattr(session, "floor", False):  # which has turned out just now
+            return await _with_curl(session, remote)
         return ("", f"its python3 is of no use ({error.what})"), None
     except ValueError:
         return ("", "its python3 answers nonsense"), None
@@ -120,6 +123,15 @@ async def _there(session: Session, remote: Remote) -> tuple[tuple[str, str], dic
         kind, words = said["trouble"]
         return (kind, words), None
     return ("", ""), said
+
+
+async def _with_curl(session: Session, remote: Remote) -> tuple[tuple[str, str], dict[str, object] | None]:
+    try:
+        return ("", ""), await curl(session, secret_parts(remote), 0, 1)
+    except Unusable:
+        return ("", "it has neither python3 nor curl"), None
+    except fetcher.Trouble as trouble:
+        return (trouble.kind, trouble.text), None
 
 
 def _seen(remote: Remote, said: dict[str, object], beyond: str) -> Remote:

@@ -1,4 +1,4 @@
-"""fetch: the node fetches a URL itself, with what python3 brings along; none of it passes through us."""
+"""fetch: the node fetches a URL itself, with what python3 brings along, or with curl; none of it passes through us."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from rrmove import API_VERSION, Capabilities, Job, Lease, Remote, RemotePart
+from rrmove import API_VERSION, TOOLS, Capabilities, Job, Lease, Remote, RemotePart
 from rrmove.lease import text_of
 from rrmove.web import secret_parts, trouble_of, version_parts
+from rrmove_plugins.fetch.with_curl import fetch_with_curl
 
 if TYPE_CHECKING:
     from rrmove import Facts, Probe, Request
@@ -26,22 +27,26 @@ class Fetch:
 
     name: ClassVar[str] = "fetch"
     api_version: ClassVar[int] = API_VERSION
-    needs: ClassVar[tuple[Probe[Any], ...]] = ()
+    needs: ClassVar[tuple[Probe[Any], ...]] = (TOOLS,)
     capabilities: ClassVar[Capabilities] = Capabilities(
         resume="exact", route="web", streams=STREAMS, ranges=True, setup=18.0, sources=("url",)
     )
 
     def refuse(self, request: Request, facts: Facts) -> str | None:
-        """Refuse where the node could not reach the URL just now."""
-        del facts
-        source = request.source
+        """Refuse where the node could not reach the URL just now, or has only curl and would have to start over."""
+        source, tools = request.source, facts.get(TOOLS)
         if isinstance(source, Remote) and source.beyond:
             return f"the node cannot fetch it: {source.beyond}"
+        if isinstance(source, Remote) and tools is not None and "python3" not in tools and not source.resumable:
+            return "the node has no python3, and without ranges and a version curl could not be trusted with it"
         return None
 
     async def send(self, job: Job) -> None:
         """Let the node fetch the missing ranges; a repeat continues where the server can."""
         source, landing = cast("Remote", job.request.source), cast("RemotePart", job.landing)
+        if getattr(job.session, "floor", False):
+            await fetch_with_curl(job, source, landing)
+            return
         given = {
             **secret_parts(source),
             **version_parts(source),
