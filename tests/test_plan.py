@@ -11,7 +11,7 @@ import pytest
 
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.knowledge import Knowledge, Life
-from rrmove.model import Node, Options, Plan, Refusal, Request, Source
+from rrmove.model import Node, Options, Plan, Refusal, Request, Route, Source
 from rrmove.plan import make_plan, require_route
 from rrmove.probe import Facts, Probe
 from rrmove.transport import Capabilities, Job, Transport
@@ -99,8 +99,54 @@ def test_the_field_is_ranked_as_its_notes_say(node: str, size: int, order: list[
 
 def test_an_unknown_port_is_no_refusal() -> None:
     plan = plan_for(request())
-    assert names(plan)[0] == "http"
+    assert "http" in names(plan)
     assert plan.refusals == ()
+
+
+def state_of(port: str | None = None, reach: str | None = None) -> Facts:
+    """What probes saw of the data port from here, and of the way back."""
+    answers = {"ports": None if port is None else f"8780 {port}\n6881 filtered", "reach": reach}
+    return Facts({name: answer for name, answer in answers.items() if answer is not None})
+
+
+# (route, fallback, the data port as seen from here, the way back, what is done: None ranks it as seen open)
+ROUTES = [
+    ("direct", None, "open", None, None),
+    ("direct", None, "refused", None, None),
+    ("direct", None, "filtered", "open", "port 8780 of the node is filtered"),
+    ("direct", None, "unreachable", None, "port 8780 of the node is unreachable"),
+    ("direct", None, None, "open", "doubted"),
+    ("reverse", None, "open", "open", None),
+    ("reverse", None, "open", "filtered", "the node cannot reach us"),
+    ("reverse", None, "open", None, "doubted"),
+    ("direct", "reverse", "filtered", "open", None),
+    ("direct", "reverse", None, "open", None),
+    ("direct", "reverse", "open", "filtered", None),
+    ("direct", "reverse", "filtered", None, "doubted"),
+    ("direct", "reverse", "filtered", "refused", "port 8780 of the node is filtered, and the node cannot reach us"),
+    ("ssh", None, "filtered", "filtered", None),
+    ("swarm", None, "filtered", "filtered", None),
+]
+
+
+@pytest.mark.parametrize(("route", "fallback", "port", "reach", "expected"), ROUTES)
+def test_a_route_counts_where_it_was_seen_open_from_the_right_side(
+    route: Route, fallback: Route | None, port: str | None, reach: str | None, expected: str | None
+) -> None:
+    kind = Capabilities(resume="exact", route=route, fallback=fallback, ranges=True)
+    plan = make_plan(request(), state_of(port, reach), Knowledge(), {"x": cast("Transport", Stub("x", kind, None))})
+    if plan.refusals:
+        assert plan.refusals == (Refusal("x", expected or ""),)
+    else:
+        doubts = [what for what, _ in plan.steps[0].estimate.terms if "not seen open" in what]
+        assert bool(doubts) == (expected == "doubted")
+
+
+def test_a_port_that_nobody_saw_open_does_not_come_first_although_it_is_not_refused() -> None:
+    big = request(size=1024 * MIB)
+    kinds = transports()
+    assert names(make_plan(big, state_of("refused"), Knowledge(), kinds))[0] == "http"
+    assert names(make_plan(big, Facts(), Knowledge(), kinds))[-1] == "http"
 
 
 def test_unknown_facts_refuse_nobody() -> None:

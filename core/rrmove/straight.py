@@ -167,7 +167,9 @@ class Run:
                 error, missing = None, ()
             elif error is not None or self.landing.missing or self.landing.foreign:
                 await self.landing.open()
-                missing = await self.landing.survey()
+                # What a foreign writer says is complete is read as a whole, once its writer is gone: then it need
+                # not be read again before the commit.
+                missing = await (self.landing.verify() if error is None else self.landing.survey())
             else:
                 missing = ()
         except RRMoveError as trouble:

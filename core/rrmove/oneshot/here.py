@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 
     from rrmove.transport import Limiter
 
+LEAST_SLICE, SLICES = 4096, 32  # bytes; a second under a rate limit, so that several connections each move often
 LOOK = 0.25  # s between two looks whether a thread that waits for the rate limit should give up
 
 
 class Serving:
-    """A server at work. `ended` is set once the client said that it has done, or that it could not: `trouble`."""
+    """A server at work.
+
+    `asked` is set once somebody with the token has come; `ended` once the client said that it has done, or that it
+    could not: `trouble`.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.ended = asyncio.Event()
+        self.asked, self.ended = asyncio.Event(), asyncio.Event()
         self.trouble: str | None = None
 
 
@@ -73,17 +78,6 @@ async def serve_once(  # noqa: PLR0913  all by name, none needed
             )
         )
 
-        def pay(count: int) -> None:
-            """Wait in a server's thread until the move's limiter lets bytes pass."""
-            assert limiter is not None
-            paid = asyncio.run_coroutine_threadsafe(limiter.take(count), loop)
-            while not server.done.is_set():
-                with contextlib.suppress(TimeoutError):
-                    paid.result(LOOK)
-                    return
-            paid.cancel()
-            raise OSError("the server was stopped")
-
         def tell(what: Callable[..., None] | None, *words: int) -> None:
             if what is not None:
                 with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile: nobody wants to know
@@ -95,10 +89,14 @@ async def serve_once(  # noqa: PLR0913  all by name, none needed
             serving.endpoint.token,
             listener,
             context=context,
-            pay=pay if limiter is not None and limiter.rate is not None else None,
             moved=lambda start, stop: tell(sent, stop - start),
             kept=lambda start, stop: tell(kept, start, stop),
         )
+
+        server.asked = lambda: tell(serving.asked.set)
+        if limiter is not None and limiter.rate is not None:
+            server.pay = _payer(limiter, loop, server.done)
+            server.slice = int(min(oneshot.SLICE, max(LEAST_SLICE, limiter.rate / SLICES)))
 
         def end() -> None:
             serving.trouble = server.trouble
@@ -119,6 +117,21 @@ async def serve_once(  # noqa: PLR0913  all by name, none needed
             await asyncio.shield(asyncio.to_thread(server.join))
     finally:
         os.close(fd)
+
+
+def _payer(limiter: Limiter, loop: asyncio.AbstractEventLoop, over: threading.Event) -> Callable[[int], None]:
+    """Make what a server's thread calls to wait until the move's limiter lets bytes pass."""
+
+    def pay(count: int) -> None:
+        paid = asyncio.run_coroutine_threadsafe(limiter.take(count), loop)
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                paid.result(LOOK)
+                return
+        paid.cancel()
+        raise OSError("the server was stopped")
+
+    return pay
 
 
 __all__ = ["Serving", "serve_once"]

@@ -29,7 +29,8 @@ import time
 
 HEAD = 16384  # bytes that the head of a request may have
 MOST = 64  # connections at a time
-PIECE = 1 << 20  # bytes moved at once
+PIECE = 1 << 20  # bytes received at once
+SLICE = 1 << 18  # bytes sent at once: often enough to be seen on a slow link
 REFUSE = {"disk": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
@@ -87,7 +88,10 @@ def context_of(certificate, key):
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if hasattr(ssl, "PROTOCOL_TLS_SERVER") else ssl.PROTOCOL_TLS)
-    context.options |= ssl.OP_NO_SSLv2 | ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    if hasattr(ssl, "TLSVersion"):
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:
+        context.options |= ssl.OP_NO_SSLv2 | ssl.OP_NO_SSLv3 | ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
     text = (certificate + key).encode("ascii")
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("certificate")
@@ -114,7 +118,8 @@ class OneShot:
 
     `writable` says which way: to receive or to give. `pay(count)` is called before so many bytes are
     sent, and may block or raise OSError; `moved(start, stop)` after they have left, `kept(start, stop)` once a
-    client that got them has come back for more or ended well.
+    client that got them has come back for more or ended well. `asked()` is called for each connection of
+    somebody who has the token, `slice` is how many bytes are sent at once.
     """
 
     def __init__(
@@ -127,6 +132,8 @@ class OneShot:
         self.size = os.fstat(fd).st_size
         self.etag = '"%s"' % hashlib.sha256(("%s %d" % (token, self.size)).encode("utf-8")).hexdigest()[:16]
         self.done = threading.Event()
+        self.asked = None
+        self.slice = SLICE
         self.trouble = None
         self.over = False
         self.guard = threading.Lock()
@@ -205,6 +212,8 @@ class OneShot:
             if not visit.known:
                 visit.known = True
                 self.known += 1
+                if self.asked is not None:
+                    self.asked()
 
 
 class Visit:
@@ -302,9 +311,8 @@ class Visit:
     def give(self, start, stop):
         server, at = self.server, start
         while at < stop:
-            step = min(PIECE, stop - at)
+            step = min(server.slice, stop - at)
             if server.pay is not None:
-                step = min(step, 1 << 18)
                 server.pay(step)
             if self.plain:
                 sent = os.sendfile(self.connection.fileno(), server.fd, at, step)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rrmove import Range
 
-PATIENCE = 5.0  # s in which neither side moves a byte: then a connection is dead, or the server hangs
+PATIENCE = 4.0  # s in which neither side moves a byte: then a connection is dead, or the server hangs
 LOOK = 1.0  # s between two looks whether what was sent is still on its way
 PIECE = 256 << 10  # bytes encrypted at once; larger brought nothing
 HEAD = 16 << 10  # bytes that the head of an answer may have
@@ -157,12 +157,16 @@ class Line:
         self._socket.sendall(f"{head}\r\n".encode("latin-1"))
 
     def _spliced(self, fd: int, span: Range) -> None:
-        at = span.start
+        at, queued = span.start, -1
         while at < span.stop:
             try:
                 sent = os.sendfile(self._socket.fileno(), fd, at, span.stop - at)
             except BlockingIOError as error:
-                raise Stalled(f"nothing was taken for {PATIENCE:g} s") from error
+                left = self._queued()
+                if left == queued:
+                    raise Stalled(f"nothing was taken for {PATIENCE:g} s") from error
+                queued = left  # a slow line: it moves, and there is no room yet
+                continue
             if not sent:
                 raise ValueError("the source has become shorter")
             at += sent

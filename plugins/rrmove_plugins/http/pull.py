@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-PATIENCE = 5.0  # s without a byte, after which a connection is dead
+PATIENCE = 4.0  # s without a byte, after which a connection is dead
 WRONG = 4  # times that a piece may arrive altered
 FAULTS = 8  # connections in a row that break without a piece
 BLOCK = 1 << 20

@@ -34,7 +34,7 @@ MOST_STREAMS, PER_STREAM = (
     8,
     0.015,
 )  # and on long ways, where each is bound by its window, one for so many s of round trip
-FIRST_BYTE = 2.0  # s beyond the start within which the first byte has to be asked for
+FIRST_WORD = 0.7  # s, and four round trips, beyond the start within which the first request has to come
 SILENCE = 8.0  # s without a byte, after which the puller is given up; it gives up its connections after 5
 START = 10.0  # s that a node may take to start a Python
 LOOK = 0.25  # s between two looks at the clock
@@ -79,11 +79,11 @@ class _Moved:
     """What has left, and what the node has dealt with."""
 
     def __init__(self, job: Job) -> None:
-        self._job, self.last, self.count = job, time.monotonic(), 0
+        self._job, self.last = job, time.monotonic()
         self.whole: list[Range] = []
 
     def sent(self, count: int) -> None:
-        self.last, self.count = time.monotonic(), self.count + count
+        self.last = time.monotonic()
         self._job.sent(count)
 
     def kept(self, start: int, stop: int) -> None:
@@ -126,7 +126,7 @@ async def _pull(job: Job, serving: Serving, host: str, moved: _Moved) -> None:
             async with asyncio.timeout(LOOK):
                 await serving.ended.wait()
         now = time.monotonic()
-        if not moved.count and now - started > FIRST_BYTE + 4 * rtt and not serving.ended.is_set():
+        if not serving.asked.is_set() and now - started > FIRST_WORD + 4 * rtt and not serving.ended.is_set():
             raise Unusable("the node does not reach us any more", node=node, tried=f"{host}:{endpoint.port}")
         if now - moved.last > SILENCE:
             raise Transient(f"the node has pulled nothing for {SILENCE:g} s", node=node)
