@@ -15,6 +15,9 @@ from rrmove.straight import Run
 from rrmove.web import look
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rrmove.manifest import Range
     from rrmove.model import Outcome, Remote
 
 DISCARDING = 5.0  # s for removing what nobody can continue
@@ -73,6 +76,11 @@ class Fetch(Run):
             return None
         trust = "the server" if source.url.lower().startswith("https:") else "an unencrypted connection"
         return f"nobody gave a digest of the content: that it is the right one rests on {trust}"
+
+    async def _land(self) -> Sequence[Range]:
+        """Compare the whole file's digest before it is committed, where one is known."""
+        await cast("RemotePart", self.landing).prove()
+        return await super()._land()
 
     def _digest(self) -> str:
         expected = cast("RemotePart", self.landing).expected

@@ -103,13 +103,13 @@ class RemotePart(PartFile):
             self.foreign = False
         return self.missing
 
-    async def verify(self) -> tuple[Range, ...]:
-        """Have everything read back, and compare the whole file's digest where one is known.
+    async def prove(self) -> tuple[Range, ...]:
+        """Compare the whole file's digest where one is known; gives what is missing, as `survey()` does.
 
-        Raises IntegrityError where the content is not what somebody said it would be.
+        To be asked when everything is verified against the ledger. Raises IntegrityError where the
+        content is not what somebody said it would be.
         """
-        missing = await self.survey(everything=self.foreign)
-        self.foreign = False
+        missing = await self.verify()
         if missing or self.expected is None:
             return missing
         digest, ino = await self._whole(self.part)
