@@ -30,7 +30,8 @@ NODES = (
     Profile("puller", rate="400mbit", rtt_ms=30),
     Profile("cutter", rate="400mbit", rtt_ms=30, reset_seconds=(1.5, 3)),
     Profile("walled", rate="400mbit", rtt_ms=10, routes_back=False),
-    Profile("bare", without=("python3", "aria2c")),
+    Profile("bare", without=("python3", "aria2c", "curl")),
+    Profile("curly", without=("python3", "aria2c")),
     Profile("one", open_ports=(PORT,)),
     Profile("two", open_ports=(PORT,)),
 )
@@ -96,13 +97,13 @@ def test_connections_to_us_may_be_cut_while_the_node_fetches(here: Lab, tmp_path
     assert here.sha256("cutter", "/data/model.pth") == source.digest
 
 
-@pytest.mark.parametrize("node", ["walled", "bare"])
-def test_what_the_node_cannot_reach_goes_through_us(here: Lab, tmp_path: Path, node: str) -> None:
+@pytest.mark.parametrize(("node", "way"), [("walled", "relay"), ("bare", "relay"), ("curly", "fetch")])
+def test_what_the_node_cannot_fetch_goes_through_us(here: Lab, tmp_path: Path, node: str, way: str) -> None:
     source = make(tmp_path / "model.pth", 10 * MB)
     with serving(here, "client", source.path) as url:
         done = rrmove(here, "auto", "--json", url, f"{node}:/data/")
     assert done.code == 0, done.err
-    assert done.last["transport"] == "relay"
+    assert done.last["transport"] == way
     assert here.sha256(node, "/data/model.pth") == source.digest
     assert not parts(here, node)
 
