@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rrmove.hooks import hookimpl
     from rrmove.inventory import Inventory, load_inventory
     from rrmove.knowledge import Knowledge, Life
+    from rrmove.lease import Lease, LeaseLost
     from rrmove.manifest import Manifest, Range, merged, total
     from rrmove.model import (
         Address,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
         Plan,
         Ports,
         Refusal,
+        Remote,
         Request,
         Settings,
         Source,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from rrmove.oneshot.there import serve_there
     from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
     from rrmove.program import Ended, run_program
+    from rrmove.remote import RemotePart
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
     from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
@@ -101,6 +104,7 @@ _HOMES = {
     "hooks": ("hookimpl",),
     "inventory": ("Inventory", "load_inventory"),
     "knowledge": ("Knowledge", "Life"),
+    "lease": ("Lease", "LeaseLost"),
     "manifest": ("Manifest", "Range", "merged", "total"),
     "model": (
         "Address",
@@ -112,6 +116,7 @@ _HOMES = {
         "Plan",
         "Ports",
         "Refusal",
+        "Remote",
         "Request",
         "SSHSettings",
         "Settings",
@@ -124,6 +129,7 @@ _HOMES = {
     "oneshot.there": ("serve_there",),
     "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
     "program": ("Ended", "run_program"),
+    "remote": ("RemotePart",),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
     "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
@@ -163,6 +169,8 @@ __all__ = [
     "Knowledge",
     "Landing",
     "Lane",
+    "Lease",
+    "LeaseLost",
     "LeftBehind",
     "Life",
     "Limiter",
@@ -185,6 +193,8 @@ __all__ = [
     "Rate",
     "Refusal",
     "RejectedError",
+    "Remote",
+    "RemotePart",
     "Reply",
     "Request",
     "SSHSettings",

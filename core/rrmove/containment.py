@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, TypeVar
@@ -31,7 +32,7 @@ class Tally:
 
     def __init__(self, emit: Emit, node: str, size: int, missing: int) -> None:
         self._emit, self._node, self._size = emit, node, size
-        self._missing, self._done = missing, 0
+        self._missing, self._done = missing if size else sys.maxsize, 0
         self.bytes_sent = 0
         self.heard = time.monotonic()
         self.lives: list[Life] = []
@@ -40,7 +41,8 @@ class Tally:
         """Count bytes that the transport says are durable."""
         self.heard = time.monotonic()
         self._done = min(self._missing, self._done + max(0, count))
-        self._emit(Progressed(self._node, self._size - self._missing + self._done, self._size))
+        there = self._size - self._missing if self._size else 0  # a size of 0 is one that nobody knows yet
+        self._emit(Progressed(self._node, there + self._done, self._size))
 
     def sent(self, count: int) -> None:
         """Count bytes that the transport has put on the wire."""
@@ -54,7 +56,7 @@ class Tally:
         self._emit(event)
 
 
-class Lease:
+class Loan:
     """A session, lent to one attempt; once it is taken back, what was left behind can open and send nothing."""
 
     def __init__(self, session: Session) -> None:
@@ -108,7 +110,7 @@ class Lease:
 
 
 async def contained(
-    work: Coroutine[Any, Any, None], tally: Tally, lease: Lease, name: str, patience: float
+    work: Coroutine[Any, Any, None], tally: Tally, lease: Loan, name: str, patience: float
 ) -> RRMoveError | None:
     """Await a transport and give its error; what it should not have raised makes it Unusable.
 
@@ -192,7 +194,7 @@ async def _guarded(work: Coroutine[Any, Any, None]) -> None:
         raise _Exited from end
 
 
-async def _stop(task: asyncio.Task[None], lease: Lease) -> None:
+async def _stop(task: asyncio.Task[None], lease: Loan) -> None:
     """Cancel a transport, and take from it what it has where it does not end."""
     task.cancel()
     await asyncio.wait({task}, timeout=STOPPING)

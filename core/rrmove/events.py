@@ -40,7 +40,7 @@ class AttemptStarted:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """`durable` bytes of `size` are written on the node; never goes back within an attempt."""
+    """`durable` bytes of `size` (0: not known) are written on the node; never goes back within an attempt."""
 
     node: str
     durable: int

@@ -18,7 +18,8 @@ A file that somebody turns down is not committed: RejectedError says who did it 
 cannot judge, because it raises or takes too long, turns the file down as well. `rrmove_prepare`
 comes before the file is hashed; `rrmove_validate` runs while it is sent, and no file takes its
 name on the node before every verdict is there. It judges the local file: what is committed has
-the same bytes, verified. None of them can make a success of anything.
+the same bytes, verified. What is behind a URL is not judged: its bytes are never here. None of them
+can make a success of anything.
 """
 
 from __future__ import annotations

@@ -49,12 +49,12 @@ class Place:
 
 def part_id(manifest: Manifest, request: Request) -> str:
     """Name a part after its content and where it goes, so that different contents never share one."""
-    return part_key(manifest.root, request.destination, request.source.name)
+    return part_key(request.source.version or manifest.root, request.destination, request.source.name)
 
 
-def part_key(root: str, destination: str, name: str) -> str:
-    """Give a part's id, from the manifest's root and where the file goes, as it was written down."""
-    words = f"{root}\x00{destination}\x00{name}"
+def part_key(content: str, destination: str, name: str) -> str:
+    """Give a part's id, from the manifest's root (or a remote file's version) and where the file goes, as written."""
+    words = f"{content}\x00{destination}\x00{name}"
     return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
@@ -123,6 +123,11 @@ class PartFile:
     def part(self) -> str:
         """The part file's absolute path on the node."""
         return self.place.part
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the part file is to consist of."""
+        return self._manifest
 
     @property
     def missing(self) -> tuple[Range, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import stat
+import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +21,8 @@ _Kind = TypeVar("_Kind")
 PATIENCE = 300.0  # s; chosen: longer than any node was seen to hash or to be silent in a life of its link
 DATA_PORT = 8780  # the fleet's HTTP data server
 TORRENT_PORT = 6881  # BitTorrent's and its DHT's customary port
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,9 @@ class Source:
 
     @classmethod
     def of(cls, path: str | Path) -> Source:
-        """Look at a file. Raises UsageError where it is missing, unreadable or no regular file."""
+        """Look at a file, or take a URL. Raises UsageError where it is missing, unreadable or no regular file."""
+        if isinstance(path, str) and _SCHEME.match(path) and not Path(path).exists():
+            return Remote.at(path)
         path = Path(path)
         try:
             seen = path.stat()
@@ -148,6 +155,16 @@ class Source:
             inode=seen.st_ino,
         )
 
+    @property
+    def shown(self) -> str:
+        """The source as people and logs may see it."""
+        return str(self.path)
+
+    @property
+    def version(self) -> str:
+        """What tells this content from others where nobody could hash it; empty where the manifest does."""
+        return ""
+
     def unchanged(self) -> bool:
         """Tell whether the file is still the one that was looked at."""
         try:
@@ -157,15 +174,85 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Remote(Source):
+    """A file behind an http or https URL.
+
+    `url` may hold secrets and is never shown. The rest is what its server said of it when somebody
+    looked: `size` is 0 until then and where `sized` is false, since the server does not say;
+    `etag` and `modified` tell the version, and where `named`, no other has the same; `ranges` says
+    that parts of it can be had, `digest` is the SHA-256 in hex that the server gives. `beyond` is
+    why the node itself cannot reach it, empty where it can; `nonce` is there where two versions
+    could not be told apart.
+    """
+
+    url: str = field(repr=False)
+    sized: bool = False
+    etag: str = ""
+    modified: str = ""
+    named: bool = False
+    ranges: bool = False
+    digest: str | None = None
+    beyond: str = ""
+    nonce: str = ""
+
+    @classmethod
+    def at(cls, url: str) -> Remote:
+        """Take a URL; nobody is asked yet. Raises UsageError where it is none that can be fetched."""
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError as error:
+            raise UsageError(f"this is no URL that can be fetched: {error}") from error
+        if parts.scheme.lower() not in {"http", "https"}:
+            raise UsageError(f"{parts.scheme}:// cannot be fetched", remedy="Give an http or https URL")
+        if not host or any(ord(char) <= 32 or ord(char) == 127 for char in url):
+            raise UsageError("the URL has no host, or has spaces in it", remedy="Write a space in a URL as %20")
+        name = urllib.parse.unquote(parts.path.rpartition("/")[2], errors="surrogateescape")
+        if not name or name in {".", ".."} or "/" in name or "\0" in name:
+            raise UsageError(
+                f"{shown_url(url)} names no file", remedy="Give the URL of a file, whose path does not end in a slash"
+            )
+        return cls(path=Path(name), name=name, url=url, size=0, mode=0o644, mtime_ns=0, ctime_ns=0, device=0, inode=0)
+
+    @property
+    def shown(self) -> str:
+        """The URL without what may be secret in it: user, password, query."""
+        return shown_url(self.url)
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a part of it can be continued: parts can be had, and never of two versions."""
+        return self.sized and self.ranges and self.named
+
+    @property
+    def version(self) -> str:
+        """The URL and what its server says of the version, hashed: it names the part file."""
+        words = "\0".join((self.url, str(self.size), self.etag, self.modified, self.nonce))
+        return hashlib.sha256(words.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def unchanged(self) -> bool:
+        """Tell that nothing is known to have changed: whoever fetches compares each answer's version."""
+        return True
+
+
+def shown_url(url: str) -> str:
+    """Give a URL as people and logs may see it: user, password and query may be secret."""
+    parts = urllib.parse.urlsplit(url)
+    query = "?..." if parts.query else ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the user asked for beyond source and target.
 
     `only` and `without` are transport names; `limit_rate` is in bytes a second; `deadline` in
-    seconds from the start; `sha256` the whole file's expected digest in hex; `settings` what
-    transports are told for this move; `plugins` transports that are not installed: classes,
-    objects, or paths of Python files; `patience` the seconds in which a transport has to report a
-    byte or to end; `alone` says that nobody else in this program starts processes, so that those
-    which a transport leaves behind can be told and ended.
+    seconds from the start; `sha256` the whole file's expected digest in hex; `mirrors` are URLs
+    that have this very file too; `settings` what transports are told for this move; `plugins`
+    transports that are not installed: classes, objects, or paths of Python files; `patience` the
+    seconds in which a transport has to report a byte or to end; `alone` says that nobody else in
+    this program starts processes, so that those which a transport leaves behind can be told and
+    ended.
     """
 
     only: tuple[str, ...] = ()
@@ -173,6 +260,7 @@ class Options:
     limit_rate: float | None = None
     deadline: float | None = None
     sha256: str | None = None
+    mirrors: tuple[str, ...] = field(default=(), repr=False)
     settings: tuple[Given, ...] = ()
     plugins: tuple[object, ...] = ()
     patience: float = PATIENCE
@@ -196,7 +284,7 @@ class Request:
 
 
 Resume = Literal["exact", "rescan", "none"]
-Route = Literal["ssh", "direct", "reverse", "swarm"]
+Route = Literal["ssh", "direct", "reverse", "swarm", "web"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +374,10 @@ class Outcome:
     """What became of a request.
 
     `digest` is ALGORITHM:HEX of what was verified on the node, None where nothing was committed;
-    `destination` the absolute path there; `bytes_sent` went over the link in all attempts,
+    `verified` says against what: "source" is the local file, "sha256" the digest that was asked
+    for, "server-sha256" the one that the server gives, "received" what came over the wire, "length"
+    the size that the server told. `unverified` says in a clause what was not. `destination` is the
+    absolute path there; `bytes_sent` went over the link in all attempts,
     `bytes_reused` were on the node already.
     """
 
@@ -295,6 +386,8 @@ class Outcome:
     attempts: tuple[Attempt, ...] = ()
     destination: str | None = None
     digest: str | None = None
+    verified: tuple[str, ...] = ()
+    unverified: str | None = None
     bytes_sent: int = 0
     bytes_reused: int = 0
     seconds: float = 0.0

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from rrmove import manifest as manifests
 from rrmove.containment import run_to_end
 from rrmove.errors import Fatal, RRMoveError
-from rrmove.model import PATIENCE, Options
+from rrmove.fetching import Fetch
+from rrmove.model import PATIENCE, Options, Remote
 from rrmove.plugin_settings import given
 from rrmove.setting import Setting
 from rrmove.straight import Run
@@ -32,8 +33,9 @@ class Wishes(TypedDict, total=False):
     """What may be said of a move by name, all of it optional.
 
     `only` and `without` name transports; `limit_rate` is in bytes a second, `deadline` in seconds;
-    `sha256` is what the whole file must hash to; `settings` are what transports are told
-    (`{"http.port": 8080}`, before all else that says so); `plugins` are transports that are not
+    `sha256` is what the whole file must hash to; `mirrors` are URLs of the same file; `settings`
+    are what transports are told (`{"http.tls": "off"}`, before all else that says so); `plugins`
+    are transports that are not
     installed (classes, objects, or paths of Python files); a transport that reports nothing for
     `patience` seconds is stopped (default: 300); `alone` says that nothing else in this program
     starts processes, so that those which a transport leaves behind are ended; `inventory` is what
@@ -47,6 +49,7 @@ class Wishes(TypedDict, total=False):
     limit_rate: float | None
     deadline: float | None
     sha256: str | None
+    mirrors: Sequence[str]
     settings: Mapping[str, object]
     plugins: Sequence[object]
     patience: float
@@ -70,7 +73,7 @@ class Preview:
 
 
 async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> Outcome:
-    """Move a local file onto a node, whole and verified; `Wishes` has what may be said by name.
+    """Move a local file, or what a URL names, onto a node; `Wishes` has what may be said by name.
 
     `target` is NODE, NODE:PATH or user@host:PATH. Raises RRMoveError with `.outcome` set where
     the file did not arrive: see `rrmove.errors` for the kinds. A repeat continues where the last
@@ -79,7 +82,7 @@ async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack
     """
     started, deadline = time.monotonic(), wishes.get("deadline")
     async with _setting(source, target, wishes) as setting:
-        run = Run(setting, started)
+        run = _run(setting, started)
         try:
             async with asyncio.timeout(deadline):
                 await run.straight()
@@ -123,7 +126,7 @@ async def watch(source: str | Path | Source, target: str | Node, **wishes: Unpac
 async def preview(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> Preview:
     """Find out what a move would do, and do nothing. Raises NoRouteError where nothing could serve."""
     async with _setting(source, target, wishes) as setting:
-        run = Run(setting, time.monotonic())
+        run = _run(setting, time.monotonic())
         try:
             await run.look(only_look=True)
         finally:
@@ -132,9 +135,12 @@ async def preview(source: str | Path | Source, target: str | Node, **wishes: Unp
             await run.landing.survey()
         run.rank()
         missing = 0 if await run.landing.arrived() else manifests.total(run.landing.missing)
-        return Preview(
-            run.request, run.facts, run.plan, run.knowledge, missing, f"{manifests.ALGORITHM}:{run.manifest.root}"
-        )
+        return Preview(run.request, run.facts, run.plan, run.knowledge, missing, run.foreseen())
+
+
+def _run(setting: Setting, started: float) -> Run:
+    """Choose the straight line: a URL's begins with a look at its server."""
+    return (Fetch if isinstance(setting.request.source, Remote) else Run)(setting, started)
 
 
 def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) -> AbstractAsyncContextManager[Setting]:
@@ -148,6 +154,7 @@ def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) ->
         limit_rate=wishes.get("limit_rate"),
         deadline=wishes.get("deadline"),
         sha256=wishes.get("sha256"),
+        mirrors=tuple(wishes.get("mirrors", ())),
         settings=tuple(given(key, value) for key, value in wishes.get("settings", {}).items()),
         plugins=tuple(wishes.get("plugins", ())),
         patience=wishes.get("patience", PATIENCE),

@@ -6,11 +6,11 @@ import difflib
 import math
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import estimate, link_of
-from rrmove.model import Plan, Refusal, Step
+from rrmove.model import Plan, Refusal, Remote, Step
 from rrmove.probe import CLEAN, PORTS, REACH
 
 if TYPE_CHECKING:
@@ -51,13 +51,19 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
     link = _limited(link_of(request.node, facts, knowledge, seen), request.options)
     refusals = [Refusal(name, reason) for name, reason in problems.items()]
     ranking: list[tuple[tuple[float, int, str], Step]] = []
+    kind: Literal["file", "url"] = "url" if isinstance(request.source, Remote) else "file"
     for name, transport in transports.items():
-        reason = _left_out(name, request.options) or _refused(transport, request, facts)
+        reason = _left_out(name, request.options)
+        if reason is None and kind not in getattr(transport.capabilities, "sources", ("file",)):
+            reason = f"it cannot move {'a URL' if kind == 'url' else 'a local file'}"
+            if name not in request.options.only:
+                continue  # no news for anybody
+        reason = reason or _refused(transport, request, facts)
         if reason is not None:
             refusals.append(Refusal(name, reason))
             continue
         try:
-            way = _way(transport.capabilities, request.node, facts)
+            way = _way(transport.capabilities, request, facts)
             if isinstance(way, str):
                 refusals.append(Refusal(name, way))
                 continue
@@ -74,7 +80,10 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
         except Exception as error:  # noqa: BLE001 - it is a guest, and must not end the plan
             refusals.append(Refusal(name, f"its capabilities are unusable: {_said(error)}"))
-    ranking.sort(key=lambda ranked: ranked[0])
+    # What the node can fetch itself does not go through us, whatever the seconds: our line is not ours
+    # alone, and nothing is known of the server's.
+    through_us = {name for name, each in transports.items() if kind == "url" and each.capabilities.route == "ssh"}
+    ranking.sort(key=lambda ranked: (ranked[1].transport in through_us, ranked[0]))
     refusals.sort(key=lambda refusal: refusal.transport)
     return Plan(tuple(step for _, step in ranking), tuple(refusals))
 
@@ -97,10 +106,10 @@ _WAYS: Mapping[Route, str] = MappingProxyType(
 )
 
 
-def _way(capabilities: Capabilities, node: Node, facts: Facts) -> tuple[Route, bool] | str:
+def _way(capabilities: Capabilities, request: Request, facts: Facts) -> tuple[Route, bool] | str:
     """Choose the route that a transport would take, and tell whether it was seen open; or say why there is none."""
     routes = [route for route in (capabilities.route, capabilities.fallback) if route is not None]
-    shut = {route: _shut(route, node, facts) for route in routes}
+    shut = {route: _shut(route, request, facts) for route in routes}
     for route in routes:
         if shut[route] is False:
             return route, True
@@ -110,14 +119,16 @@ def _way(capabilities: Capabilities, node: Node, facts: Facts) -> tuple[Route, b
     return ", and ".join(str(shut[route]) for route in routes)
 
 
-def _shut(route: Route, node: Node, facts: Facts) -> str | bool | None:
+def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
     """Say why a route leads nowhere: False where it was seen open, None where nobody has looked."""
+    node = request.node
     if route == "direct":
         state = (facts.get(PORTS) or {}).get(node.ports.data)
         if state in {"filtered", "unreachable"}:
             return f"port {node.ports.data} of the node is {state}"
         return None if state is None else False  # refused: nothing listens there yet
-    if route == "reverse":
+    elsewhere = request.options.mirrors or isinstance(request.source, Remote)
+    if route == "reverse" or (route == "web" and not elsewhere):
         reach = facts.get(REACH)
         return None if reach is None else not reach and "the node cannot reach us"
     return False

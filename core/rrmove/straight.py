@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
 from rrmove.children import children, end
-from rrmove.containment import Lease, Tally, contained, kind_of
+from rrmove.containment import Loan, Tally, contained, kind_of
 from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
 from rrmove.events import (
     AttemptFailed,
@@ -79,11 +79,11 @@ class Run:
     async def straight(self) -> None:
         """Take the request to its end; returns when the file stands under its name, verified."""
         await self.look()
-        self.judging = asyncio.create_task(self.setting.hooks.validate(self.request.source))
+        self.judging = asyncio.create_task(self._judge())
         self.aside.append(self.judging)
         if await self.landing.arrived():
             await self.judging
-            self.reused = self.manifest.size
+            self.reused = self.landing.manifest.size
             self.destination, self.digest = self.landing.place.target, self._digest()
             return
         self.rank()
@@ -95,8 +95,8 @@ class Run:
         await self.landing.open()
         self.aside.append(asyncio.create_task(self.landing.sweep()))
         missing: Sequence[Range] = await self.landing.survey()
-        self.reused = self.manifest.size - manifests.total(missing)
-        self.setting.emit(Progressed(self.request.node.name, self.reused, self.manifest.size))
+        self.reused = max(0, self.landing.manifest.size - manifests.total(missing))
+        self.setting.emit(Progressed(self.request.node.name, self.reused, self.landing.manifest.size))
         while True:
             match next_action(
                 self.plan,
@@ -118,6 +118,10 @@ class Run:
                         return
                 case GiveUp(reason):
                     await self._give_up(reason)
+
+    async def _judge(self) -> None:
+        """Have whoever wants to judge the file do so. Raises RejectedError."""
+        await self.setting.hooks.validate(self.request.source)
 
     async def _unless_rejected(self, attempt: Coroutine[Any, Any, Sequence[Range]]) -> Sequence[Range]:
         """Await an attempt, and end it where the file is turned down meanwhile: it need not be sent."""
@@ -172,18 +176,19 @@ class Run:
         """Let one transport work, whatever it does; then see for ourselves what is missing."""
         transport, node = self.setting.registry.transports[name], self.request.node.name
         before, started, clock = manifests.total(missing), time.time(), time.monotonic()
-        tally = Tally(self.setting.emit, node, self.manifest.size, before)
+        size = self.landing.manifest.size
+        tally = Tally(self.setting.emit, node, size, before)
         # Only of our own do we know that they write through lanes alone; a stranger may be wrong about itself.
         tame = name in self.setting.registry.own and transport.capabilities.lanes_only
         self.landing.foreign = self.landing.foreign or not tame
-        lease = Lease(self.session)
-        self.setting.emit(AttemptStarted(node, name, before, self.manifest.size))
+        loan = Loan(self.session)
+        self.setting.emit(AttemptStarted(node, name, before, size))
         job = Job(
             request=self.request,
-            manifest=self.manifest,
+            manifest=self.landing.manifest,
             missing=tuple(missing),
             facts=self.facts,
-            session=lease,
+            session=loan,
             landing=self.landing,
             limiter=self.setting.limiter,
             progress=tally.progress,
@@ -192,8 +197,8 @@ class Run:
         )
         options = self.request.options
         others = children() if options.alone else frozenset()
-        error = await contained(transport.send(job), tally, lease, name, options.patience)
-        lease.end()
+        error = await contained(transport.send(job), tally, loan, name, options.patience)
+        loan.end()
         if options.alone and (left := children() - others - running()):
             self.setting.emit(LeftBehind(node, name, await end(left)))
         lives = tally.lives
@@ -304,6 +309,16 @@ class Run:
         expected = self.request.options.sha256
         return f"sha256:{expected.lower()}" if expected else f"{manifests.ALGORITHM}:{self.manifest.root}"
 
+    def _verified(self) -> tuple[str, ...]:
+        return ("source", "sha256") if self.request.options.sha256 else ("source",)
+
+    def _unverified(self) -> str | None:
+        return None
+
+    def foreseen(self) -> str:
+        """Give the digest that the file will have as far as it is known now, ALGORITHM:HEX."""
+        return f"{manifests.ALGORITHM}:{self.manifest.root}"
+
     def finished(self, error: RRMoveError | None = None) -> Outcome:
         """Sum up the move, and tell whoever watches."""
         outcome = Outcome(
@@ -312,6 +327,8 @@ class Run:
             attempts=tuple(self.attempts),
             destination=self.destination,
             digest=self.digest if error is None else None,
+            verified=self._verified() if error is None and self.digest else (),
+            unverified=self._unverified() if error is None and self.digest else None,
             bytes_sent=self.sent,
             bytes_reused=self.reused,
             seconds=time.monotonic() - self.started,

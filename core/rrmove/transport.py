@@ -8,7 +8,7 @@ on the node.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,8 @@ class Capabilities:
     resume   "exact" continues at the byte or chunk, "rescan" has to reread what is there,
              "none" starts over
     route    "ssh"; "direct", we reach the node's data port; "reverse", the node reaches a port of
-             ours; "swarm"
+             ours; "swarm"; "web", it fetches from a server: a URL's, a mirror's, or ours
+             where there is no other
     fallback the route that it takes where a probe saw `route` shut, None where it has but one
     streams  how many connections it can use at once; 1 where each is bound by one window
     ranges   whether it can send only the missing ranges
@@ -38,6 +39,7 @@ class Capabilities:
     overhead bytes on the wire for each byte of the file (base64: 4/3)
     setup    round trips before the first byte of the file can leave, beyond a TCP connect; the
              login's twelve count, since every move begins with one
+    sources  what it can move: "file", a local one; "url", what is behind a `Remote`
     """
 
     resume: Resume
@@ -48,6 +50,7 @@ class Capabilities:
     overhead: float = 1.0
     setup: float = 12.0
     fallback: Route | None = None
+    sources: tuple[Literal["file", "url"], ...] = ("file",)
 
 
 class Landing(Protocol):

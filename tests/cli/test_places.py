@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rrmove.cli.places import Kind, kind, source_file
+from rrmove.cli.places import Kind, kind, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ def test_what_a_source_is(text: str, expected: Kind) -> None:
 
 
 def test_a_local_file_is_taken_as_it_was_written() -> None:
-    assert source_file("./model.pth") == Path("model.pth")
+    assert source_of("./model.pth") == Path("model.pth")
 
 
 USAGE = [
@@ -56,7 +56,7 @@ USAGE = [
     ("missing.pth gpu-3", "cannot read 'missing.pth'", "Check the path"),
     ("gpu-3 model.pth", "there is no file gpu-3", "`rrmove auto model.pth gpu-3`"),
     ("gpu-4:/x gpu-3", "not from one", "./gpu-4:/x"),
-    ("https://host/x gpu-3", "only local files", "curl -fLO https://host/x"),
+    ("s3://bucket/x gpu-3", "s3:// cannot be fetched", "Give an http or https URL"),
     ("- gpu-3", "standard input", "to a file first"),
 ]
 

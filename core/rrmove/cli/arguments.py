@@ -236,6 +236,7 @@ def _options(words: argparse.Namespace) -> Options:
         sha256=words.sha256,
         settings=tuple(given(name, value) for name, value in words.settings or ()),
         plugins=tuple(words.plugins or ()),
+        mirrors=tuple(words.mirrors or ()),
     )
 
 

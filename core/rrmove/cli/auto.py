@@ -16,6 +16,7 @@ from rrmove.cli.result import result_line
 from rrmove.cli.stdout import kept
 from rrmove.cli.text import amount, printable, say
 from rrmove.errors import RRMoveError
+from rrmove.model import shown_url
 
 if TYPE_CHECKING:
     from rrmove.cli.arguments import AutoCommand
@@ -56,12 +57,14 @@ def _in_json(command: AutoCommand, errand: Errand | RRMoveError, out: TextIO) ->
     begun = time.monotonic()
     node = command.targets[0]
 
+    shown = shown_url(command.source) if "://" in command.source else command.source
+
     def unfinished(error: str) -> dict[str, object]:
         size = None
         with contextlib.suppress(OSError, ValueError):
             size = Path(command.source).stat().st_size
         seconds = time.monotonic() - begun
-        return unfinished_object(command.source, node, size, seconds, error)
+        return unfinished_object(shown, node, size, seconds, error)
 
     try:
         if isinstance(errand, RRMoveError):
@@ -109,6 +112,7 @@ async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
             settings={each.name: each.value for each in options.settings},
             plugins=options.plugins,
             alone=True,
+            mirrors=options.mirrors,
             inventory=errand.inventory,
             ssh=command.access.ssh,
             on_event=seen,

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.cli.places import one_node, one_target, source_of
 from rrmove.errors import RRMoveError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from rrmove.cli.arguments import AutoCommand
     from rrmove.inventory import Inventory
-    from rrmove.model import Node
+    from rrmove.model import Node, Remote
     from rrmove.ssh.ahead import Begun
 
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Errand:
     """A source and a node that exist, and the login to it where it has been begun."""
 
-    source: Path
+    source: Path | Remote
     node: Node
     inventory: Inventory
     begun: Begun | None
@@ -36,7 +36,7 @@ def look_up(command: AutoCommand) -> Errand | RRMoveError:
     """
     try:
         target = one_target(command.source, command.targets)
-        source = source_file(command.source)
+        source = source_of(command.source)
         from rrmove.inventory import load_inventory
 
         inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)

@@ -97,7 +97,7 @@ class Notices:
 
     def _started(self, event: AttemptStarted) -> list[str]:
         failed, self._failed = self._failed, None
-        to_go = format_size(event.missing)
+        to_go = format_size(event.missing) if event.size else "all"
         if failed is not None:
             if failed.transport == event.transport:
                 return [f"trying {event.transport} again, {to_go} to go"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrmove.cli.text import printable
-from rrmove.cli.values import count, duration, hex_digest, names, port, rate, root, setting, size
+from rrmove.cli.values import count, duration, hex_digest, mirror, names, port, rate, root, setting, size
 from rrmove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ takes its name.
     rrmove auto model.pth gpu-3            into the node's own directory
     rrmove auto model.pth gpu-3:/data/     under its own name
     rrmove auto model.pth ubuntu@10.0.0.7:/data/best.pth
+    rrmove auto https://host/model.pth gpu-3    the node fetches it itself
 
 Move
     auto SOURCE TARGET    move a file; a repeat goes on where it stopped
@@ -56,14 +57,17 @@ name only when every byte of it was read back on the node; until then a file
 of that name stays as it was."""
 
 AUTO_EXAMPLES = """\
-SOURCE is a local file. TARGET is NODE, NODE:PATH or @tag, where NODE is a
-name from the inventory or from ssh_config, or user@host. A PATH that ends in
-/ or is a directory receives the file under its own name. Without a PATH the
-file lands in the node's `dest`, or else in its home directory.
+SOURCE is a local file, or an http or https URL: the node fetches that itself,
+and where it cannot reach it, it goes through this machine. TARGET is NODE,
+NODE:PATH or @tag, where NODE is a name from the inventory or from ssh_config,
+or user@host. A PATH that ends in / or is a directory receives the file under
+its own name. Without a PATH the file lands in the node's `dest`, or else in
+its home directory.
 
     rrmove auto model.pth gpu-3
     rrmove auto model.pth gpu-3:/data/ --limit-rate 50M
     rrmove auto model.pth gpu-3 --without rsync
+    rrmove auto https://host/model.pth gpu-3 --sha256 HEX
     rrmove auto ./v2:final.pth gpu-3     a name with a colon begins with ./
 """
 
@@ -165,14 +169,14 @@ def build_parser() -> Parser:
         )
 
     auto = command("auto", "move a file", AUTO, AUTO_EXAMPLES)
-    auto.add_argument("source", metavar="SOURCE", help="a local file")
+    auto.add_argument("source", metavar="SOURCE", help="a local file, or a URL")
     auto.add_argument("targets", metavar="TARGET", nargs="+", help="where to, see below")
     _add_options(auto)
     _add_access(auto)
     _add_output(auto, "print what happens as JSON lines; the last one is the outcome", verbosity=True)
 
     plan = command("plan", "show how a file would be moved", PLAN)
-    plan.add_argument("source", metavar="SOURCE", help="a local file")
+    plan.add_argument("source", metavar="SOURCE", help="a local file, or a URL")
     plan.add_argument("target", metavar="TARGET", help="NODE, NODE:PATH or @tag")
     _add_options(plan)
     _add_access(plan)
@@ -282,6 +286,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="HEX",
         type=hex_digest,
         help="what `sha256sum` prints for the file; checked at both ends",
+    )
+    parser.add_argument_group("more sources").add_argument(
+        "--mirror",
+        metavar="URL",
+        dest="mirrors",
+        type=mirror,
+        action="append",
+        help="where the node can get this very file, too; may be repeated, aria2 uses all at once",
     )
 
 

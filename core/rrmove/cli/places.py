@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rrmove.inventory import Inventory
-    from rrmove.model import Node
+    from rrmove.model import Node, Remote
 
 Kind = Literal["local", "remote", "url", "stdin"]
 
@@ -38,9 +38,9 @@ def kind(text: str) -> Kind:
     return "remote" if _REMOTE.fullmatch(text) else "local"
 
 
-def source_file(text: str) -> Path:
-    """Take a SOURCE that can be moved today: a local file. Raises UsageError for all others."""
-    from rrmove.model import Source
+def source_of(text: str) -> Path | Remote:
+    """Take a SOURCE that can be moved today: a local file, or a URL. Raises UsageError for all others."""
+    from rrmove.model import Remote, Source
 
     shown = printable(text)
     match kind(text):
@@ -49,18 +49,15 @@ def source_file(text: str) -> Path:
                 "standard input cannot be moved: a move that can be resumed reads its source again",
                 remedy="Write it to a file first",
             )
-        case "url":
-            raise UsageError(
-                f"{shown} is a URL, and only local files can be moved so far",
-                remedy=f"Fetch it first: `curl -fLO {shown}`",
-            )
         case "remote":
             raise UsageError(
                 f"{shown} is not here: files can only be moved to a node so far, not from one",
                 remedy=f"A local file whose name has a colon is written ./{shown}",
             )
+        case "url":
+            return Remote.at(text)
         case "local":
-            return Source.of(text).path
+            return Source.of(Path(text)).path
 
 
 def one_target(source: str, targets: Sequence[str]) -> str:

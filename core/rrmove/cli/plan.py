@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from rrmove.cli import interrupt
 from rrmove.cli.jsonlines import dumps
-from rrmove.cli.places import one_node, one_target, source_file
+from rrmove.cli.places import one_node, one_target, source_of
 from rrmove.cli.stdout import kept
 from rrmove.cli.table import columns, show
 from rrmove.cli.text import amount, printable
+from rrmove.model import Remote
 from rrmove.units import format_seconds, format_size
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ async def _look(command: PlanCommand) -> Preview:
     from rrmove.moving import preview
 
     target = one_target(command.source, (command.target,))
-    source = source_file(command.source)
+    source = source_of(command.source)
     access, options = command.access, command.options
     inventory = load_inventory(access.nodes, ssh_config=access.ssh_config)
     return await preview(
@@ -50,6 +51,7 @@ async def _look(command: PlanCommand) -> Preview:
         sha256=options.sha256,
         settings={each.name: each.value for each in options.settings},
         plugins=options.plugins,
+        mirrors=options.mirrors,
         inventory=inventory,
         ssh=access.ssh,
     )
@@ -90,7 +92,10 @@ def describe(seen: Preview) -> Iterator[str]:
 
 
 def _to_send(seen: Preview) -> str:
-    size = seen.request.source.size
+    source = seen.request.source
+    size = source.size
+    if isinstance(source, Remote) and not source.sized:
+        return "of a size that the server does not tell"
     if not seen.missing:
         return f"all {format_size(size)} are there already"
     if seen.missing < size:
@@ -121,7 +126,7 @@ def plan_object(seen: Preview) -> dict[str, object]:
     """Give a plan for programs; seconds that are infinite are null."""
     request, plan = seen.request, seen.plan
     return {
-        "source": str(request.source.path),
+        "source": request.source.shown,
         "node": request.node.name,
         "destination": request.destination or None,
         "size": request.source.size,

@@ -25,6 +25,8 @@ def result_line(outcome: Outcome, *, losses: int = 0, committed: bool = False, v
             words.append(f"{format_size(outcome.bytes_reused)} were there already")
         if losses:
             words.append(f"{plural(losses, 'connection')} lost")
+    if outcome.unverified:
+        words.append("content not verified: --sha256 does that" if not verbose else outcome.unverified)
     if verbose and outcome.digest:
         words.append(outcome.digest)
     place = f"{node.name}:{outcome.destination or outcome.request.destination}"

@@ -32,7 +32,7 @@ STALLED = 3.0  # seconds without a durable byte that are worth a word
 class Tally:
     """The state of one move; `see()` every event of it.
 
-    `durable` bytes of `size` are on the node, `begun` says that an attempt was started,
+    `durable` bytes of `size` (0 where nobody knows it yet) are on the node, `begun` says that an attempt was started,
     `committed` that the file took its name, `losses` counts the connections that died.
     """
 
@@ -74,7 +74,7 @@ class Tally:
             self._samples.clear()  # the rate of one transport says nothing about the next
         self.stage = "moving"
         self.transport, self.size, self.begun = event.transport, event.size, True
-        self.durable = event.size - event.missing
+        self.durable = max(0, event.size - event.missing)
         self._last_gain = now
         self._samples.append((now, self._gained))
 
@@ -90,7 +90,7 @@ class Tally:
             self._last_gain = now
             if not self._samples or now - self._samples[-1][0] >= GRAIN:
                 self._samples.append((now, self._gained))
-        self.stage = "verifying" if self.durable >= self.size else "moving"
+        self.stage = "verifying" if 0 < self.size <= self.durable else "moving"
         while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
             self._samples.popleft()
 
@@ -106,7 +106,7 @@ class Tally:
     def remaining(self, now: float) -> float | None:
         """Give the seconds to the last durable byte at this rate; None where nobody can know."""
         rate = self.rate(now)
-        if rate is None or self.stage != "moving" or self.stalled(now):
+        if rate is None or not self.size or self.stage != "moving" or self.stalled(now):
             return None
         return (self.size - self.durable) / rate
 

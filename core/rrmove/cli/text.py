@@ -68,7 +68,9 @@ def middle_out(text: str, width: int) -> str:
 
 
 def amount(durable: int, size: int) -> str:
-    """Give `412 of 955 MB`, with the unit said once where both have the same."""
+    """Give `412 of 955 MB`, with the unit said once where both have the same; a size of 0 is not known."""
+    if durable and not size:
+        return format_size(durable)
     some, all_of_it = format_size(durable), format_size(size)
     number, _, unit = some.partition(" ")
     return f"{number if all_of_it.endswith(f' {unit}') else some} of {all_of_it}"

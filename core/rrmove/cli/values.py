@@ -90,3 +90,10 @@ def hex_digest(text: str) -> str:
             remedy="It has 64 hex digits, as `sha256sum FILE` prints them",
         )
     return digest
+
+
+def mirror(text: str) -> str:
+    """Read the URL of a mirror. Raises UsageError."""
+    from rrmove.model import Remote
+
+    return Remote.at(text).url

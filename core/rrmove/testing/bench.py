@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
-from rrmove.containment import Lease, Tally, contained
+from rrmove.containment import Loan, Tally, contained
 from rrmove.landing import PartFile, locate
 from rrmove.model import Node, Options, Request, Source, SSHSettings
 from rrmove.moving import move
@@ -97,7 +97,7 @@ class Trial:
         bench, node = self.bench, self.bench.node
         result = Result(node.home / self.landing.part, before=manifests.total(missing))
         tally = Tally(lambda _: None, node.name, self.manifest.size, result.before)
-        lease, received = Lease(self.session), node.bytes_in
+        loan, received = Loan(self.session), node.bytes_in
         held = _held(result.part)
 
         def progress(count: int) -> None:
@@ -110,7 +110,7 @@ class Trial:
                     result.overclaimed = (claimed, there)
 
         job = Job(
-            request=self.request, manifest=self.manifest, missing=missing, facts=self.facts, session=lease,
+            request=self.request, manifest=self.manifest, missing=missing, facts=self.facts, session=loan,
             landing=self.landing, limiter=TokenBucket(rate), progress=progress, sent=tally.sent, emit=tally.emit,
         )  # fmt: skip
 
@@ -123,7 +123,7 @@ class Trial:
 
         started = time.monotonic()
         name = bench.transport.name
-        sending = asyncio.ensure_future(contained(work(), tally, lease, name, bench.patience))
+        sending = asyncio.ensure_future(contained(work(), tally, loan, name, bench.patience))
 
         def far() -> bool:
             return max(node.bytes_in - received, _held(result.part) - held) >= at
@@ -140,7 +140,7 @@ class Trial:
             await asyncio.gather(sending, return_exceptions=True)
         else:
             result.error = await sending
-        lease.end()
+        loan.end()
         result.seconds = time.monotonic() - started
         result.sent, result.received = tally.bytes_sent, node.bytes_in - received
         return result
