@@ -49,11 +49,11 @@ def _scp(lab: Lab, path: Path) -> float:
 
 
 def _rrmove(lab: Lab, path: Path, transport: str, tls: str) -> Result:
-    argv: list[str | Path] = [RRMOVE, "auto", "--json", "--only", transport, path, "open:/root/in.bin"]
-    env = {"RRMOVE_HTTP_TLS": tls} if tls else {}
+    said = ["-o", f"http.tls={tls}"] if tls else []
+    argv: list[str | Path] = [RRMOVE, "auto", "--json", "--only", transport, *said, path, "open:/root/in.bin"]
     begun = time.monotonic()
     started = last = begun
-    with lab.popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with lab.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         for line in process.stdout or ():
             event, now = json.loads(line)["event"], time.monotonic()
             if event == "attempt_started":

@@ -110,7 +110,7 @@ def given(name: str, value: object) -> Given:
     """Take NAME.KEY apart. Raises UsageError where it is none."""
     transport, dot, key = name.partition(".")
     if not (dot and transport and key):
-        raise UsageError(f"{name!r} names no setting", remedy="Write it as TRANSPORT.KEY, as in http.port")
+        raise UsageError(f"{name!r} names no setting", remedy="Write it as TRANSPORT.KEY, as in http.tls")
     return Given(transport, key, value)
 
 

@@ -26,7 +26,7 @@ from rrmove.model import Attempt, Node, Outcome, Ports, Request, Source, SSHSett
 from rrmove.probe import Facts
 from rrmove.testing import EmbeddedNode, Faults
 from rrmove_plugins.http import Http, direct, line, reverse
-from rrmove_plugins.http.trust import SWITCH, plain_allowed
+from rrmove_plugins.http.trust import plain_allowed
 from tests.plugins.proxy import Proxy
 from tests.ssh.local import LocalSession, until
 
@@ -39,6 +39,7 @@ MIB = 1 << 20
 SIZE = 24 * MIB + 12345
 GRAIN = 2 * MIB
 PLAIN, TLS = "off", "on"
+SWITCH = "RRMOVE_HTTP_TLS"
 
 
 @pytest.fixture(autouse=True)
@@ -498,10 +499,8 @@ def test_bytes_travel_in_the_clear_only_where_nobody_listens_or_where_it_is_aske
     address: str,
     switch: str,
     allowed: bool,  # noqa: FBT001
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(SWITCH, switch)
-    assert plain_allowed(address) is allowed
+    assert plain_allowed(address, switch or "auto") is allowed
 
 
 STATE = {

@@ -74,7 +74,7 @@ def setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     transport, dot, key = name.strip().partition(".")
     if not (equals and dot and transport and key):
-        raise UsageError(f"{text!r} sets nothing", remedy="Write it as TRANSPORT.KEY=VALUE, as in http.port=8080")
+        raise UsageError(f"{text!r} sets nothing", remedy="Write it as TRANSPORT.KEY=VALUE, as in http.tls=off")
     return f"{transport}.{key}", value.strip()
 
 

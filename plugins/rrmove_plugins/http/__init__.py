@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rrmove import API_VERSION, CLIENT, PORTS, REACH, RTT, TOOLS, Capabilities, Unusable
+from rrmove_plugins.http.trust import HttpSettings
 
 if TYPE_CHECKING:
     from rrmove import Facts, Job, Probe, Request
@@ -26,6 +27,7 @@ class Http:
     capabilities: ClassVar[Capabilities] = Capabilities(
         resume="exact", route="direct", fallback="reverse", streams=8, ranges=True, setup=LOGIN + START + TLS
     )
+    settings: ClassVar[type] = HttpSettings
 
     def refuse(self, request: Request, facts: Facts) -> str | None:
         """Refuse where the node has nothing to receive or to fetch with."""

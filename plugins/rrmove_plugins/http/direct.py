@@ -12,7 +12,7 @@ from urllib.parse import quote
 from rrmove import PORTS, Fatal, Job, Unusable, serve_there
 from rrmove_plugins.http.line import Door
 from rrmove_plugins.http.sender import Sender
-from rrmove_plugins.http.trust import plain_allowed
+from rrmove_plugins.http.trust import plain_allowed, tls_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +78,7 @@ async def _resolved(job: Job) -> tuple[int, tuple[Any, ...]]:
 async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:
     """Start a receiver for our part file, over the login that exists."""
     node = job.request.node
-    tls = not plain_allowed(str(place[1][0]))
+    tls = not plain_allowed(str(place[1][0]), tls_of(job))
     endpoint = await serve_there(
         job.session, job.landing.part, writable=True, port=node.ports.data, tls=tls, prefix=f"{PREFIX}once/"
     )
@@ -100,10 +100,10 @@ async def _data_server(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door | N
     reply = await lane.call("run", argv=["sh", "-c", ASK, "sh", str(node.ports.data)], timeout=ASK_WITHIN)
     if reply.fields.get("status") != 0:
         return None
-    return door_of(reply.body, job.landing.part, node.name, place)
+    return door_of(reply.body, job.landing.part, node.name, place, tls_of(job))
 
 
-def door_of(said: bytes, part: str, node: str, place: tuple[int, tuple[Any, ...]]) -> Door | None:
+def door_of(said: bytes, part: str, node: str, place: tuple[int, tuple[Any, ...]], tls: str = "auto") -> Door | None:
     """Read a data server's state and token; None where it serves no root that the part file is in.
 
     Raises Shut where it is for us, but without TLS where that is not allowed.
@@ -120,11 +120,11 @@ def door_of(said: bytes, part: str, node: str, place: tuple[int, tuple[Any, ...]
     if not below or not token:
         return None
     root = max(below, key=len)
-    if secret is None and not plain_allowed(str(place[1][0])):
+    if secret is None and not plain_allowed(str(place[1][0]), tls):
         raise Shut(
             "the data server there speaks plain HTTP, in which its token could be overheard",
             node=node,
-            remedy="Serve with TLS, or allow it with RRMOVE_HTTP_TLS=off",
+            remedy="Serve with TLS, or allow it with `-o http.tls=off`",
         )
     inside = os.fsencode(part[len(root.rstrip("/")) + 1 :])
     return Door(

@@ -24,7 +24,7 @@ from rrmove import (
     Unusable,
     serve_once,
 )
-from rrmove_plugins.http.trust import plain_allowed
+from rrmove_plugins.http.trust import plain_allowed, tls_of
 
 if TYPE_CHECKING:
     from rrmove import Job, Serving
@@ -64,7 +64,7 @@ async def send_reverse(job: Job) -> None:
     if client is None:
         raise Unusable("it is not known at what address the node sees us", node=node)
     moved = _Moved(job)
-    tls = not plain_allowed(client.host)
+    tls = not plain_allowed(client.host, tls_of(job))
     async with serve_once(
         job.request.source.path, tls=tls, limiter=job.limiter, sent=moved.sent, kept=moved.kept
     ) as serving:
