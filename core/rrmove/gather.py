@@ -177,7 +177,7 @@ async def _gather(
 ) -> dict[str, str]:
     now = asyncio.get_running_loop().time
     view = _View(now())
-    asks = {name: probe.ask for name, probe in wanted.items() if probe.ask is not None}
+    asks = {name: _words(probe, grace) for name, probe in wanted.items() if probe.ask is not None}
     knocks = {port for port in ports if 0 < port <= LAST_PORT and PORTS.name in wanted}
     looking = reaching = None
     async with asyncio.TaskGroup() as group:
@@ -197,6 +197,11 @@ async def _gather(
         await _until(lambda: view.knocks_due(grace), looking)
         judged = now()
     return view.record(judged)
+
+
+def _words(probe: Probe[Any], grace: float | None) -> str | None:
+    """Choose what to ask: in brief where somebody waits."""
+    return probe.brief if grace is None and probe.brief is not None else probe.ask
 
 
 async def _until(due: Callable[[], float], task: asyncio.Task[None] | None) -> None:
