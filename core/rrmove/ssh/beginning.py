@@ -25,11 +25,13 @@ PATIENCE = 10.0  # s for `ssh -G`, which answers in 8 ms
 class Beginning:
     """A node's options, lower-case keyword to values (None: there is no `ssh` to ask), and a socket that connects.
 
-    A context manager: leaving it closes the socket here.
+    `strict` says that `ssh` takes over where this login comes to nothing. A context manager:
+    leaving it closes the socket here.
     """
 
     options: Mapping[str, Sequence[str]] | None = None
     sock: socket.socket | None = None
+    strict: bool = False
 
     def __enter__(self) -> Self:
         return self
@@ -53,8 +55,8 @@ def begin(node: Node, *, strict: bool) -> Beginning:
     if unable is not None:
         raise NotOurs(f"ssh_config asks for {unable}, which only ssh can do", node=node.name)
     if config.proxyjump or config.proxycommand:
-        return Beginning(config.options)
-    return Beginning(config.options, _connecting(config.hostname, config.port))
+        return Beginning(config.options, strict=strict)
+    return Beginning(config.options, _connecting(config.hostname, config.port), strict)
 
 
 class _Defaults:

@@ -5,10 +5,11 @@
 One process serves all connections of rrmove: it forks for each, so that paramiko is loaded once (125 ms), and no lane
 waits for the interpreter's lock of another (together in one process, lanes over 150 ms gave half the rate).
 
-Messages are JSON, in packets (SOCK_SEQPACKET). An order has `node`, `options` (ssh_config's, null where they are to be
-found out here) and `command`; with it come descriptors: the command's input, its output, a socket for reports, and a
-connection to the node where one was begun ahead. Reports are `{"rtt": seconds}` once TCP is connected, and at the end
-`{"error": ...}`, which says why it ended. When the far end of that socket closes, this end goes: nothing outlives us.
+Messages are JSON, in packets (SOCK_SEQPACKET). An order has `node`, `options` (ssh_config's, null where they are to
+be found out here), `strict` and `command`; with it come descriptors: the command's input, its output, a socket for
+reports, and a connection to the node where one was begun ahead. Reports are `{"rtt": seconds}` once TCP is connected,
+and at the end `{"error": ...}`, which says why it ended. When the far end of that socket closes, this end goes:
+nothing outlives us.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _serve(order: dict[str, Any], descriptors: list[int]) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     into, out_of, reporting, *connected = descriptors
     reports = socket.socket(fileno=reporting)
-    begun = Beginning(options=order["options"], sock=socket.socket(fileno=connected[0]) if connected else None)
+    sock = socket.socket(fileno=connected[0]) if connected else None
+    begun = Beginning(order["options"], sock, strict=order["strict"])
     login = ParamikoLogin(node_of(order), begun)
     threading.Thread(target=_leave_with, args=(reports, login), daemon=True).start()
     try:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import paramiko
 
 from rrmove.errors import Fatal, RRMoveError
-from rrmove.ssh.authentication import Authentication
+from rrmove.ssh.authentication import Authentication, EagerTransport
 from rrmove.ssh.beginning import Beginning
 from rrmove.ssh.config import effective_sync
 from rrmove.ssh.failures import explain_login
@@ -206,7 +206,10 @@ class ParamikoLogin:
         """Log in and start a command."""
         transport = self.reach(self.node, on_rtt=on_rtt)
         try:
-            channel = transport.open_session(window_size=WINDOW, max_packet_size=PACKET, timeout=CONNECT_TIMEOUT)
+            if transport.opening is not None:
+                channel = transport.opening.result(CONNECT_TIMEOUT)
+            else:
+                channel = transport.open_session(timeout=CONNECT_TIMEOUT)
             _execute(transport, channel, command)
         except (paramiko.SSHException, OSError, EOFError) as error:
             if transport.is_active():
@@ -222,7 +225,7 @@ class ParamikoLogin:
         hops: tuple[str, ...] | None = None,
         depth: int = 0,
         on_rtt: Callable[[float], None] | None = None,
-    ) -> paramiko.Transport:
+    ) -> EagerTransport:
         """Log in to a node, through the hops given or those of its settings."""
         if depth > MOST_HOPS:
             raise Fatal("ProxyJump leads in a circle", node=self.node.name, remedy="Mend your ssh_config")
@@ -242,6 +245,8 @@ class ParamikoLogin:
                 on_rtt(rtt)
         transport = self._greeted(sock, settings)
         self._check_host_key(transport, settings)
+        # Where `ssh` is there to take over, an odd server's confusion costs nothing. A hop has no session.
+        transport.eager = self.begun.strict and depth == 0 and "OpenSSH" in transport.remote_version
         Authentication(transport, settings, self.fail).run()
         return transport
 
@@ -318,9 +323,9 @@ class ParamikoLogin:
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise self.lost(error) from error
 
-    def _greeted(self, sock: socket.socket | _Prompt | paramiko.Channel, settings: LoginSettings) -> paramiko.Transport:
+    def _greeted(self, sock: socket.socket | _Prompt | paramiko.Channel, settings: LoginSettings) -> EagerTransport:
         try:
-            transport = paramiko.Transport(
+            transport = EagerTransport(
                 cast("socket.socket", sock), default_window_size=WINDOW, default_max_packet_size=PACKET
             )
         except (paramiko.SSHException, OSError) as error:

@@ -186,4 +186,4 @@ def _order(node: Node, begun: Beginning, command: str) -> bytes:
         "config": None if ssh.config is None else str(ssh.config),
     }
     options = None if begun.options is None else dict(begun.options)
-    return json.dumps({"node": words, "options": options, "command": command}).encode()
+    return json.dumps({"node": words, "options": options, "strict": begun.strict, "command": command}).encode()
