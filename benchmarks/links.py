@@ -80,7 +80,7 @@ WORKS = (
         _line("hole", 160, 40, hang_seconds=(4, 8)),
         256 * MIB / _bits(160),
         "<= 1.3 wire",
-        60.0,
+        35.0,
     ),
     Work(
         "256 MiB, 1 Gbit/s, 150 ms",
