@@ -62,7 +62,7 @@ async def distribute(
 async def ended(
     source: str | Path | Source, nodes: Sequence[Node], *, concurrency: int = AT_ONCE, **wishes: Unpack[Wishes]
 ) -> AsyncGenerator[Ended]:
-    """Do what `distribute()` does for places that were looked up, and give each outcome with the error that it ended in."""
+    """Do what `distribute()` does for places that were looked up, and give each outcome with its error."""
     options = options_of(wishes)
     if concurrency < 1:
         raise UsageError("not even one move may be at work at a time", remedy="Allow at least one")
