@@ -34,6 +34,7 @@ class TokenBucket:
             raise ValueError("a rate limit must be more than 0 bytes a second")
         self._rate, self._clock = rate, clock
         self._within, self._sharers = within, sharers
+        self._unpaid = 0  # bytes that were sent and not asked for
         self._tokens, self._then = 0.0, clock()
         self._turn = asyncio.Lock()
 
@@ -58,7 +59,21 @@ class TokenBucket:
                     self._refill(self._rate)
                 self._tokens -= count
         if self._within is not None:
+            self._unpaid -= count
             await self._within.take(count)
+
+    def reckon(self, count: int) -> None:
+        """Note bytes that have left; what a program sent without asking here, the other sharers wait off."""
+        self._unpaid += count
+        if self._within is not None and self._unpaid > 0:
+            self._within.draw(self._unpaid)
+            self._unpaid = 0
+
+    def draw(self, count: int) -> None:
+        """Take `count` bytes that have left already, and let the next takers wait."""
+        if self._rate is not None:
+            self._refill(self._rate)
+            self._tokens -= count
 
     def _refill(self, rate: float) -> None:
         now = self._clock()

@@ -181,6 +181,11 @@ class Run:
         tame = name in self.setting.registry.own and transport.capabilities.lanes_only
         self.landing.foreign = self.landing.foreign or not tame
         loan = Loan(self.session)
+
+        def sent(count: int) -> None:
+            tally.sent(count)
+            self.setting.limiter.reckon(count)
+
         self.setting.emit(AttemptStarted(node, name, before, size))
         job = Job(
             request=self.request,
@@ -191,7 +196,7 @@ class Run:
             landing=self.landing,
             limiter=self.setting.limiter,
             progress=tally.progress,
-            sent=tally.sent,
+            sent=sent,
             emit=tally.emit,
         )
         options = self.request.options

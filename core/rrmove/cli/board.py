@@ -42,7 +42,7 @@ class Board:
         """Take one event; raises nothing."""
         self.tallies.see(event, self._clock())
 
-    def ended(self, outcome: Outcome, why: str = "") -> None:
+    def ended(self, outcome: Outcome, why: str = "") -> None:  # noqa: ARG002  for those that say it
         """Take the end of one move; `why` says in a clause what it failed for."""
         self.tallies.ended(outcome)
 
@@ -213,7 +213,7 @@ class LiveBoard(PlainBoard):
         progress = Progress(
             column("description"),
             BarColumn(bar_width=BAR),
-            column("amount"),
+            column("amount", 15),
             column("rate", 10),
             column("outlook", 11),
             console=console,
