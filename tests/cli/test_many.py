@@ -274,15 +274,15 @@ def test_lines_on_a_terminal_never_break_nor_leave_it(
     now = 8.0
     capsys.readouterr()
     board.tick()
-    drawn = [line for line in _plain(capsys.readouterr().err).splitlines() if line.strip()]
+    drawn = [line for line in _last_frame(capsys.readouterr().err).splitlines() if line.strip()]
     board.close()
     assert len(drawn) == min(count, height - 3) + 1
     assert max(map(len, drawn)) < 80
     assert f"1 of {count} there" in drawn[-1]
 
 
-def _plain(text: str) -> str:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+def _last_frame(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.rpartition("\x1b[2K")[2])
 
 
 # With real nodes

@@ -182,6 +182,7 @@ class LiveBoard(PlainBoard):
             rate=pace_of(tallies, now),
             outlook=left_of(tallies, now),
         )
+        progress.start()  # a repeat does nothing; before it is known who has a line, all would be drawn
         progress.refresh()
 
     def _word(self, name: str, now: float) -> str:
@@ -226,7 +227,6 @@ class LiveBoard(PlainBoard):
 
         lines = {name: line(middle_out(printable(name), NAME)) for name in self.tallies.names}
         self._rich = progress, lines, line("")
-        progress.start()
         return self._rich
 
 
