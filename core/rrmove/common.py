@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from rrmove.manifest import Manifest
-    from rrmove.model import Options
+    from rrmove.model import Node, Options
 
 T = TypeVar("T")
 
@@ -35,6 +35,7 @@ class Common:
         self.source = source
         self.began = time.monotonic()
         self.limit = TokenBucket(options.limit_rate, sharers=sharers)
+        self.limiters: dict[str, TokenBucket] = {}
         self._sha256 = options.sha256
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
@@ -42,6 +43,10 @@ class Common:
     def hooks(self) -> Hooks:
         """Those who watch, adjust and judge; loaded when first wanted."""
         return load_hooks()
+
+    def limiter(self, node: Node) -> TokenBucket:
+        """Give what a move to a node sends through: the node's own limit, within that of all."""
+        return self.limiters.setdefault(node.name, TokenBucket(node.limit_rate or None, within=self.limit))
 
     async def prepared(self) -> Source:
         """Let hooks make the source ready before it is read. Raises RejectedError."""

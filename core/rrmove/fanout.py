@@ -15,6 +15,7 @@ from rrmove.discovery import discover
 from rrmove.errors import Fatal, RRMoveError, UsageError, foremost
 from rrmove.events import LeftBehind
 from rrmove.inventory import places
+from rrmove.level import TICK, Level
 from rrmove.model import Node, Outcome, Plan, Request, Source
 from rrmove.moving import Wishes, move, options_of
 from rrmove.plugin_settings import settled
@@ -77,20 +78,28 @@ async def ended(
     tasks = {asyncio.create_task(batch.move(node)): node for node in nodes}
     for task in tasks:
         task.add_done_callback(over.put_nowait)
+    levelling = asyncio.create_task(_keep_level(common))
     try:
         for _ in nodes:
             task = await over.get()
             yield batch.failed(tasks[task], asyncio.CancelledError()) if task.cancelled() else task.result()
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for each in (levelling, *tasks):
+            each.cancel()
+        await asyncio.gather(levelling, *tasks, return_exceptions=True)
         await common.close()
         # While several are at work nobody can tell whose a process is; whatever is left now is nobody's.
         if options.alone and (left := children() - before - running()):
             batch.tell(
                 LeftBehind(", ".join(dict.fromkeys(node.name for node in nodes)), "a transport", await end(left))
             )
+
+
+async def _keep_level(common: Common) -> None:
+    level, loop = Level(), asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(TICK)
+        level.look(common.limiters.values(), loop.time())
 
 
 def _check_settings(nodes: Sequence[Node], options: Options) -> None:

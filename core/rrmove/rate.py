@@ -34,6 +34,8 @@ class TokenBucket:
             raise ValueError("a rate limit must be more than 0 bytes a second")
         self._rate, self._clock = rate, clock
         self._within, self._sharers = within, sharers
+        self.sent = 0  # bytes that have left, as far as it was told
+        self.throttle: float | None = None  # a lower rate, for a while: nothing that anybody should count on
         self._unpaid = 0  # bytes that were sent and not asked for
         self._tokens, self._then = 0.0, clock()
         self._turn = asyncio.Lock()
@@ -51,19 +53,21 @@ class TokenBucket:
 
     async def take(self, count: int) -> None:
         """Wait until `count` bytes may leave."""
-        if self._rate is not None:
-            async with self._turn:
-                self._refill(self._rate)
-                while self._tokens < 0:
-                    await asyncio.sleep(-self._tokens / self._rate)
-                    self._refill(self._rate)
-                self._tokens -= count
+        async with self._turn:
+            while (rate := self._pace()) is not None:
+                self._refill(rate)
+                if self._tokens >= 0:
+                    self._tokens -= count
+                    break
+                owed = -self._tokens / rate
+                await asyncio.sleep(owed if self.throttle is None else min(owed, BURST))
         if self._within is not None:
             self._unpaid -= count
             await self._within.take(count)
 
     def reckon(self, count: int) -> None:
         """Note bytes that have left; what a program sent without asking here, the other sharers wait off."""
+        self.sent += count
         self._unpaid += count
         if self._within is not None and self._unpaid > 0:
             self._within.draw(self._unpaid)
@@ -74,6 +78,9 @@ class TokenBucket:
         if self._rate is not None:
             self._refill(self._rate)
             self._tokens -= count
+
+    def _pace(self) -> float | None:
+        return min((rate for rate in (self._rate, self.throttle) if rate is not None), default=None)
 
     def _refill(self, rate: float) -> None:
         now = self._clock()

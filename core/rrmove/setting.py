@@ -18,7 +18,6 @@ from rrmove.inventory import load_inventory
 from rrmove.model import Node, Request, Source
 from rrmove.plugin_settings import settled
 from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
-from rrmove.rate import TokenBucket
 from rrmove.retry import persistently
 from rrmove.ssh.config import BULK, fast_ciphers
 from rrmove.ssh.login import SSHSession
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from rrmove.knowledge import Knowledge, Life
     from rrmove.model import Attempt, Options, Plan
     from rrmove.probe import Facts
+    from rrmove.rate import TokenBucket
     from rrmove.ssh.ahead import Begun
     from rrmove.ssh.login import Client
 
@@ -132,7 +132,7 @@ class Setting:
         async with log_in(node, ssh, begun, bulk=seen.size >= BULK) as session:
             await asyncio.sleep(0)
             shared = common or Common(seen, options)
-            limiter = TokenBucket(node.limit_rate or None, within=shared.limit)
+            limiter = shared.limiter(node)
             registry = await asyncio.to_thread(discover, extra=options.plugins)
             told = settled(registry.transports, (*node.settings, *options.settings), problems=registry.refusals)
             request = replace(request, settings=told)
