@@ -1,4 +1,4 @@
-"""Move one file to many nodes and tell of each as it ends: `python distribute.py SOURCE TARGET... [--ssh-config FILE]`."""
+"""Move one file to many nodes, and tell of each as it ends: `python distribute.py SOURCE TARGET...`."""
 
 from __future__ import annotations
 

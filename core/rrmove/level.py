@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 # All chosen on a link of 160 Mbit/s with eight nodes, where moves that are left alone differ by 1.6.
 TICK = 0.5  # s between two looks
 SLACK = 0.25  # s worth of the mean rate that one may be ahead
-EASED = 0.75  # of the mean rate is what is left to those that are ahead
+EASED = 0.75  # of the mean rate is left to those that are ahead
 TRIAL = 1.5  # s after which the others should have taken up what these gave up
 TAKEN_UP = 0.5  # of it, at the least: what is given up on an uplink of one's own is nobody's
 CONVINCED = 10.0  # s for which the answer holds
@@ -76,7 +76,9 @@ class Level:
                     self._mode, self._until = "free", now  # the next trial asks again, with all as they are
         if self._mode != "free":
             for key, move in known.items():
-                move.throttle = EASED * mean if key in self._slowed else None
+                # While it is tried out nobody gives up more than a quarter: it may be in vain.
+                own = self._before.get(key, 0.0) if self._mode == "trial" else 0.0
+                move.throttle = EASED * max(mean, own) if key in self._slowed else None
 
     def _count(self, known: dict[int, Eased], now: float) -> dict[int, _One]:
         """Give those that are sending; one that joins them is level with those that are there."""

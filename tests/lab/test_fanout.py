@@ -1,4 +1,4 @@
-"""One file to many nodes that cannot reach each other, behind one uplink: fair, and nobody waits for who is not there."""
+"""One file to many nodes that share an uplink: it is fair, and nobody waits for who is not there."""
 
 from __future__ import annotations
 
