@@ -132,6 +132,10 @@ class MemorySession:
     async def address(self) -> tuple[str, int] | None:
         return None
 
+    @property
+    def floor(self) -> bool:
+        return False
+
     def ssh_destination(self) -> str:
         return self.node.name
 

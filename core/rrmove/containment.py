@@ -69,6 +69,11 @@ class Loan:
         """The node this session logs in to."""
         return self._session.node
 
+    @property
+    def floor(self) -> bool:
+        """Whether the node has turned out to have no python3."""
+        return self._session.floor
+
     async def control(self) -> Lane:
         """Give the lane that the core uses."""
         return self._lend(await self._valid().control())

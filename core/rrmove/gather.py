@@ -93,7 +93,8 @@ class _View:
         if grace is None:
             if self.reach_asked is None:
                 return self.begun + REACH_MOST
-            return self.reach_asked + min(REACH_MOST, max(REACH_LEAST, REACH_ROUNDS * self.rtt))
+            needed = REACH_ROUNDS * self.rtt  # on a long way more than it is worth: it stays unknown
+            return self.reach_asked + (max(REACH_LEAST, needed) if needed <= REACH_MOST else 0.0)
         asked = self.begun if self.reach_asked is None else self.reach_asked
         return max(self.begun + grace, asked + REACH_TIMEOUT + self.silence)
 
@@ -147,8 +148,8 @@ async def gather(  # noqa: PLR0913  two that everyone gives, the rest by name
     `grace` is how many seconds from the start silence may last before it is a fact. None means
     as little as tells something: 0.3 s or four round trips from the first knock, which a cold
     login has used up by itself. The node's way to us then has 2.5 round trips from when it is
-    asked, at least 0.05 s (the snippets take that long anyway) and at most 0.25 s; unanswered it
-    stays unknown. With a grace it has its full second, and is asked for even if REACH is not
+    asked, at least 0.05 s (the snippets take that long anyway), and none where that would be more
+    than 0.25 s; unanswered it stays unknown. With a grace it has its full second, and is asked for even if REACH is not
     among the probes.
 
     What could not be asked or was not answered is missing from the facts. Raises what the login
@@ -176,7 +177,7 @@ async def _gather(
 ) -> dict[str, str]:
     now = asyncio.get_running_loop().time
     view = _View(now())
-    asks = {name: probe.ask for name, probe in wanted.items() if probe.ask is not None}
+    asks = {name: _words(probe, grace) for name, probe in wanted.items() if probe.ask is not None}
     knocks = {port for port in ports if 0 < port <= LAST_PORT and PORTS.name in wanted}
     looking = reaching = None
     async with asyncio.TaskGroup() as group:
@@ -196,6 +197,11 @@ async def _gather(
         await _until(lambda: view.knocks_due(grace), looking)
         judged = now()
     return view.record(judged)
+
+
+def _words(probe: Probe[Any], grace: float | None) -> str | None:
+    """Choose what to ask: in brief where somebody waits."""
+    return probe.brief if grace is None and probe.brief is not None else probe.ask
 
 
 async def _until(due: Callable[[], float], task: asyncio.Task[None] | None) -> None:

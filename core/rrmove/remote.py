@@ -195,7 +195,7 @@ class RemotePart(PartFile):
         """Hash a whole file on the node; gives its SHA-256 and the beginning of its identity."""
         given = {"digest": path}
         duty = text_of("rrmove.ssh", "fetcher.py") + "\nmain(Fetch)\n"
-        if getattr(self._session, "floor", False):
+        if self._session.floor:
             size = self.place.size if path == self.place.target else self._manifest.size
             fields = await ask(self._session, "hash", path=path, spans=[[0, size]])
             return str((cast("list[str | None]", fields["digests"]))[0]), str(fields["ino"] or "-")

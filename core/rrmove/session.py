@@ -90,6 +90,11 @@ class Session(Protocol):
         """The node this session logs in to."""
         ...
 
+    @property
+    def floor(self) -> bool:
+        """Whether the node has turned out to have no python3: a shell answers there."""
+        ...
+
     async def control(self) -> Lane:
         """Give the lane that the core uses; connects again where it has died."""
         ...

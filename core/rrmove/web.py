@@ -108,13 +108,13 @@ async def look(session: Session, remote: Remote) -> Remote:
 
 async def _there(session: Session, remote: Remote) -> tuple[tuple[str, str], dict[str, object] | None]:
     """Let the node look; gives why it cannot, or what it saw."""
-    if getattr(session, "floor", False):
+    if session.floor:
         return await _with_curl(session, remote)
     text = text_of("rrmove.ssh", "fetcher.py") + "\ntell()\n"
     try:
         said = json.loads(await run_text(session, text, secret_parts(remote), timeout=LOOKING))
     except Unusable as error:
-        if getattr(session, "floor", False):  # which has turned out just now
+        if session.floor:  # which has turned out just now
             return await _with_curl(session, remote)
         return ("", f"its python3 is of no use ({error.what})"), None
     except ValueError:

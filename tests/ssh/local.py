@@ -60,6 +60,10 @@ class LocalSession:
     async def address(self) -> tuple[str, int] | None:
         return None
 
+    @property
+    def floor(self) -> bool:
+        return False
+
     def ssh_destination(self) -> str:
         return "local"
 

@@ -148,17 +148,18 @@ async def test_nobody_listening_is_told_at_once(server: EmbeddedNode, tmp_path: 
 
 def test_nothing_outlives_a_killed_rrmove(server: EmbeddedNode, marked: int) -> None:
     script = f"""
-import time
+import asyncio
 from pathlib import Path
 from rrmove.model import Node, SSHSettings
 from rrmove.ssh import own
-from rrmove.ssh.boot import BOOT, agent_text
+from rrmove.ssh.lane import AgentLane
 node = Node(name={server.name!r}, ssh=SSHSettings(config=Path({str(server.ssh_config)!r})))
-channel = own.start(node, BOOT, strict=False)
-channel.write(agent_text())
-channel.read(14)
-print("up", flush=True)
-time.sleep(60)
+async def stay():
+    lane = AgentLane(lambda command: own.start(node, command, strict=False), node)
+    await lane.ready()
+    print("up", flush=True)
+    await asyncio.sleep(60)
+asyncio.run(stay())
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -55,12 +55,16 @@ def dispatch(command: Command) -> int:  # noqa: C901  a case for each command
     """Import the module of one command, and only that, and run it."""
     match command:
         case AutoCommand():
-            from rrmove.cli.errand import look_up
+            from rrmove.cli.errand import Errand, look_up
 
             errand = look_up(command)  # the login is on its way while the rest is imported
             from rrmove.cli import auto
 
-            code = auto.run(command, errand)
+            try:
+                code = auto.run(command, errand)
+            finally:
+                if isinstance(errand, Errand):
+                    errand.give_up()
         case PlanCommand():
             from rrmove.cli import plan
 

@@ -32,6 +32,11 @@ class Errand:
         """The node, where there is one."""
         return self.nodes[0]
 
+    def give_up(self) -> None:
+        """End the login where no move took it over."""
+        if self.begun is not None:
+            self.begun.kill()
+
 
 def look_up(command: AutoCommand) -> Errand | RRMoveError:
     """Look everything up that the command names, and start `ssh`; gives the error where that fails.

@@ -27,18 +27,20 @@ class Begun:
         self._thread.start()
 
     def channel(self) -> Channel:
-        """Wait for the channel; raises what starting it did."""
+        """Wait for the channel, which is the caller's from now on; raises what starting it did."""
         self._thread.join()
-        if self._channel is None:
-            raise self._error or AssertionError("a thread that began a login left nothing")
-        return self._channel
+        channel, self._channel = self._channel, None
+        if channel is None:
+            raise self._error or AssertionError("nothing was begun, or somebody has it already")
+        return channel
 
     def kill(self) -> None:
-        """End what was begun and nobody took over."""
+        """End what was begun and nobody took over; a repeat does nothing."""
         self._thread.join()
-        if self._channel is not None:
-            self._channel.kill()
-            self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.kill()
+            channel.close()
 
     def _begin(self) -> None:
         try:

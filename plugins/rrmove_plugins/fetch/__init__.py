@@ -44,7 +44,7 @@ class Fetch:
     async def send(self, job: Job) -> None:
         """Let the node fetch the missing ranges; a repeat continues where the server can."""
         source, landing = cast("Remote", job.request.source), cast("RemotePart", job.landing)
-        if getattr(job.session, "floor", False):
+        if job.session.floor:
             await fetch_with_curl(job, source, landing)
             return
         given = {
