@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Verified,
         Waiting,
     )
+    from rrmove.fanout import distribute
     from rrmove.hooks import hookimpl
     from rrmove.inventory import Inventory, load_inventory
     from rrmove.knowledge import Knowledge, Life
@@ -101,6 +102,7 @@ _HOMES = {
         "Verified",
         "Waiting",
     ),
+    "fanout": ("distribute",),
     "hooks": ("hookimpl",),
     "inventory": ("Inventory", "load_inventory"),
     "knowledge": ("Knowledge", "Life"),
@@ -213,6 +215,7 @@ __all__ = [
     "Waiting",
     "Wishes",
     "clean",
+    "distribute",
     "foremost",
     "hookimpl",
     "load_inventory",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
 from rrmove.events import ConnectionLost, Progressed
 from rrmove.knowledge import Life
-from rrmove.watchdog import Watchdog
+from rrmove.watchdog import AT_WORK, Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -125,7 +125,7 @@ async def contained(
     stop then, what it holds of the session is taken from it.
     """
     node = lease.node.name
-    task = asyncio.ensure_future(_guarded(work))
+    task = asyncio.ensure_future(_guarded(work, name))
     try:
         with Watchdog(patience, name):
             while not task.done():
@@ -192,7 +192,8 @@ class _Exited(Exception):  # noqa: N818  it carries one
     """A SystemExit on its way through asyncio, which would let it end the program."""
 
 
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+async def _guarded(work: Coroutine[Any, Any, None], name: str) -> None:
+    AT_WORK.set(name)
     try:
         await work
     except SystemExit as end:

@@ -204,6 +204,29 @@ def load_inventory(
     )
 
 
+def places(targets: Iterable[str | Node], inventory: Inventory | None = None) -> tuple[Node, ...]:
+    """Give the nodes that targets mean, in their order and each place once, with the destination there.
+
+    Raises UsageError where a target means nothing, or where one name means two hosts.
+    """
+    found: dict[tuple[str, str], Node] = {}
+    hosts: dict[str, object] = {}
+    for target in targets:
+        if isinstance(target, Node):
+            meant: tuple[tuple[Node, str], ...] = ((target, target.destination or ""),)
+        else:
+            inventory = inventory or load_inventory()
+            meant = inventory.resolve(target)
+        for node, path in meant:
+            if hosts.setdefault(node.name, node.ssh) != node.ssh:
+                raise UsageError(
+                    f"{node.name!r} is named twice, with different users or ports",
+                    remedy="Run once for each, or give them names of their own in the inventory",
+                )
+            found.setdefault((node.name, path), replace(node, destination=path or None))
+    return tuple(found.values())
+
+
 def _ask_plugins() -> Mapping[str, tuple[Node, str]]:
     """Ask the hooks that know nodes; what cannot be a host word for ssh is left out."""
     from rrmove.hooks import load_hooks

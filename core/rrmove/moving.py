@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from rrmove.common import Common
     from rrmove.events import Event
     from rrmove.inventory import Inventory
     from rrmove.knowledge import Knowledge
@@ -41,7 +42,8 @@ class Wishes(TypedDict, total=False):
     starts processes, so that those which a transport leaves behind are ended; `inventory` is what
     `load_inventory()` gives (default: the user's own); `ssh` is "auto", "openssh" or "paramiko";
     `on_event` is called with each event, in the event loop. `begun` is a login that is under way
-    (`rrmove.ssh.ahead`).
+    (`rrmove.ssh.ahead`), `common` what this move shares with others of the same source
+    (`rrmove.common`): both are for those who make several things one.
     """
 
     only: Sequence[str]
@@ -58,6 +60,7 @@ class Wishes(TypedDict, total=False):
     ssh: str
     on_event: Callable[[Event], None] | None
     begun: Begun | None
+    common: Common | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,12 @@ async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack
     one stopped, and sends nothing where the file is there. Cancelled, it leaves a part file that
     the next call continues.
     """
-    started, deadline = time.monotonic(), wishes.get("deadline")
+    started, deadline, common = time.monotonic(), wishes.get("deadline"), wishes.get("common")
     async with _setting(source, target, wishes) as setting:
         run = _run(setting, started)
         try:
-            async with asyncio.timeout(deadline):
+            passed = time.monotonic() - common.began if common else 0.0
+            async with asyncio.timeout(None if deadline is None else deadline - passed):
                 await run.straight()
             return run.finished()
         except TimeoutError as error:
@@ -143,12 +147,12 @@ def _run(setting: Setting, started: float) -> Run:
     return (Fetch if isinstance(setting.request.source, Remote) else Run)(setting, started)
 
 
-def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) -> AbstractAsyncContextManager[Setting]:
-    """Open what a move needs. Raises TypeError for a wish that nobody knows, as Python itself would."""
+def options_of(wishes: Wishes) -> Options:
+    """Give wishes as a request has them. Raises TypeError for one that nobody knows, as Python itself would."""
     unknown = wishes.keys() - Wishes.__annotations__.keys()
     if unknown:
         raise TypeError(f"move() got an unexpected keyword argument {min(unknown)!r}")
-    options = Options(
+    return Options(
         only=tuple(wishes.get("only", ())),
         without=tuple(wishes.get("without", ())),
         limit_rate=wishes.get("limit_rate"),
@@ -160,14 +164,19 @@ def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) ->
         patience=wishes.get("patience", PATIENCE),
         alone=wishes.get("alone", False),
     )
+
+
+def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) -> AbstractAsyncContextManager[Setting]:
+    """Open what a move needs."""
     return Setting.of(
         source,
         target,
-        options,
+        options_of(wishes),
         inventory=wishes.get("inventory"),
         ssh=wishes.get("ssh", "auto"),
         on_event=wishes.get("on_event"),
         begun=wishes.get("begun"),
+        common=wishes.get("common"),
     )
 
 

@@ -9,17 +9,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rrmove import manifest as manifests
+from rrmove.common import Common
 from rrmove.discovery import discover
 from rrmove.errors import UsageError
 from rrmove.experience import Experience
 from rrmove.gather import gather
-from rrmove.hooks import load_hooks
 from rrmove.inventory import load_inventory
 from rrmove.model import Node, Request, Source
 from rrmove.plugin_settings import settled
 from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
-from rrmove.rate import TokenBucket
 from rrmove.retry import persistently
 from rrmove.ssh.config import BULK, fast_ciphers
 from rrmove.ssh.login import SSHSession
@@ -30,12 +28,11 @@ if TYPE_CHECKING:
 
     from rrmove.discovery import Registry
     from rrmove.events import Event
-    from rrmove.hooks import Hooks
     from rrmove.inventory import Inventory
     from rrmove.knowledge import Knowledge, Life
-    from rrmove.manifest import Manifest
     from rrmove.model import Attempt, Options, Plan
     from rrmove.probe import Facts
+    from rrmove.rate import TokenBucket
     from rrmove.ssh.ahead import Begun
     from rrmove.ssh.login import Client
 
@@ -103,12 +100,12 @@ async def look_at(
 
 @dataclass(slots=True)
 class Setting:
-    """A request with its session, plugins, memory and limit."""
+    """A request with its session, plugins, memory and limit, and what it has in common with others."""
 
     request: Request
     session: SSHSession
     registry: Registry
-    hooks: Hooks
+    common: Common
     experience: Experience
     limiter: TokenBucket
     on_event: Callable[[Event], None] | None
@@ -126,6 +123,7 @@ class Setting:
         ssh: str,
         on_event: Callable[[Event], None] | None,
         begun: Begun | None = None,
+        common: Common | None = None,
     ) -> AsyncIterator[Setting]:
         """Open everything that a move needs; the login begins first, the rest is loaded meanwhile."""
         seen = source if isinstance(source, Source) else Source.of(source)
@@ -133,20 +131,23 @@ class Setting:
         request = Request(source=seen, node=node, destination=destination, options=options)
         async with log_in(node, ssh, begun, bulk=seen.size >= BULK) as session:
             await asyncio.sleep(0)
-            limits = [rate for rate in (options.limit_rate, node.limit_rate) if rate]
-            limiter = TokenBucket(min(limits) if limits else None)
+            shared = common or Common(seen, options)
+            limiter = shared.limiter(node)
             registry = await asyncio.to_thread(discover, extra=options.plugins)
             told = settled(registry.transports, (*node.settings, *options.settings), problems=registry.refusals)
             request = replace(request, settings=told)
-            hooks = load_hooks()
-            request = replace(request, node=await hooks.addressed(request.node))
-            yield cls(request, session, registry, hooks, Experience(), limiter, on_event)
+            request = replace(request, node=await shared.hooks.addressed(request.node))
+            try:
+                yield cls(request, session, registry, shared, Experience(), limiter, on_event)
+            finally:
+                if shared is not common:
+                    await shared.close()
 
     def emit(self, event: Event) -> None:
         """Tell whoever watches."""
         if self.on_event is not None:
             self.on_event(event)
-        self.hooks.emit(event)
+        self.common.hooks.emit(event)
 
     async def facts(self, *, fresh: bool = False) -> Facts:
         """Give the node's facts: known ones that are young enough, else gathered anew."""
@@ -186,19 +187,7 @@ class Setting:
 
     async def prepare(self) -> None:
         """Let hooks make the source ready before it is read. Raises RejectedError."""
-        if self.hooks.preparing:
-            await self.hooks.prepare(self.request.source)
-            self.request = replace(self.request, source=Source.of(self.request.source.path))
-
-    def manifest(self) -> Manifest:
-        """Hash the source. Blocks. Raises UsageError where it cannot be read or has changed."""
-        source = self.request.source
-        made = manifests.build(source.path, source.size)
-        if not source.unchanged():
-            raise UsageError(
-                f"{str(source.path)!r} was changed while it was read", remedy="Run again when nobody writes to it"
-            )
-        return made
+        self.request = replace(self.request, source=await self.common.prepared())
 
     def knowledge(self) -> Knowledge:
         """Give what former moves to this node taught."""
@@ -206,7 +195,7 @@ class Setting:
 
     def adjusted(self, facts: Facts, plan: Plan) -> Plan:
         """Let hooks adjust a plan."""
-        return self.hooks.adjust(self.request, facts, plan)
+        return self.common.hooks.adjust(self.request, facts, plan)
 
     def remember(self, attempt: Attempt, missing: int, plan: Plan, facts: Facts, lives: Sequence[Life]) -> None:
         """Note what came of an attempt, for the next estimates."""

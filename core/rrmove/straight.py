@@ -121,7 +121,7 @@ class Run:
 
     async def _judge(self) -> None:
         """Have whoever wants to judge the file do so. Raises RejectedError."""
-        await self.setting.hooks.validate(self.request.source)
+        await self.setting.common.judged()
 
     async def _unless_rejected(self, attempt: Coroutine[Any, Any, Sequence[Range]]) -> Sequence[Range]:
         """Await an attempt, and end it where the file is turned down meanwhile: it need not be sent."""
@@ -146,8 +146,7 @@ class Run:
         if not only_look:
             self.aside.append(asyncio.create_task(self.setting.begin_lanes()))
             await self.setting.prepare()
-        checking = asyncio.to_thread(self._check_expected)
-        self.manifest, _ = await asyncio.gather(asyncio.to_thread(self.setting.manifest), checking)
+        self.manifest = await self.setting.common.hashed()
         options = self.request.options
         freely = not (only_look or options.only or options.without)
         place = await locate(self.session, self.request, self.manifest, opening=freely)
@@ -182,6 +181,11 @@ class Run:
         tame = name in self.setting.registry.own and transport.capabilities.lanes_only
         self.landing.foreign = self.landing.foreign or not tame
         loan = Loan(self.session)
+
+        def sent(count: int) -> None:
+            tally.sent(count)
+            self.setting.limiter.reckon(count)
+
         self.setting.emit(AttemptStarted(node, name, before, size))
         job = Job(
             request=self.request,
@@ -192,7 +196,7 @@ class Run:
             landing=self.landing,
             limiter=self.setting.limiter,
             progress=tally.progress,
-            sent=tally.sent,
+            sent=sent,
             emit=tally.emit,
         )
         options = self.request.options
@@ -294,16 +298,6 @@ class Run:
         for task in self.aside:
             task.cancel()
         await asyncio.gather(*self.aside, return_exceptions=True)
-
-    def _check_expected(self) -> None:
-        expected = self.request.options.sha256
-        if expected is not None:
-            actual = manifests.file_sha256(self.request.source.path)
-            if actual != expected.lower():
-                raise IntegrityError(
-                    f"{str(self.request.source.path)!r} has SHA-256 {actual}, not {expected}",
-                    remedy="The source is not the file you meant; nothing was sent",
-                )
 
     def _digest(self) -> str:
         expected = self.request.options.sha256

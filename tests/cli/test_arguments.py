@@ -28,6 +28,7 @@ HEX = "0123456789abcdef" * 4
 PARSED: list[tuple[str, Command]] = [
     ("auto f gpu", AutoCommand(source="f", targets=("gpu",))),
     ("auto f a b:/x @c", AutoCommand(source="f", targets=("a", "b:/x", "@c"))),
+    ("auto f a b --at-once 3", AutoCommand(source="f", targets=("a", "b"), at_once=3)),
     ("auto f --only rsync gpu", AutoCommand(source="f", targets=("gpu",), options=Options(only=("rsync",)))),
     (
         "auto f gpu --only a,b --only b,c --without d",

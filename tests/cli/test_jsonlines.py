@@ -106,7 +106,7 @@ def test_a_failed_move_has_an_outcome_and_an_error(rrmove: Callable[..., Said], 
     ("argv", "raised", "code"),
     [
         (["nothing.pth", "gpu-3"], None, 2),
-        (["model.pth", "@gpu"], None, 2),
+        (["model.pth", "@none"], None, 2),
         (["model.pth", "gpu-3"], NoRouteError("no transport can serve"), 3),
         (["model.pth", "gpu-3"], ValueError("a bug"), 1),
         (["model.pth", "gpu-3"], ExceptionGroup("two", [Fatal("no login"), Fatal("no login")]), 1),

@@ -47,8 +47,8 @@ def test_a_local_file_is_taken_as_it_was_written() -> None:
 
 
 USAGE = [
-    ("model.pth gpu-3 gpu-4", "a move has one target so far", "  rrmove auto model.pth gpu-4"),
-    ("model.pth @gpu", "@gpu means 2 nodes", "  rrmove auto model.pth gpu-3:/data"),
+    ("model.pth gpu-3 me@gpu-3", "'gpu-3' is named twice", "Run once for each"),
+    ("model.pth gpu-3 nowhere-at-all", "unknown node", "gpu-3"),
     ("model.pth @none", "no node has the tag", "@gpu"),
     ("model.pth ./there", "is a local path", "NODE:"),
     ("model.pth nowhere-at-all", "unknown node", "gpu-3"),

@@ -42,10 +42,11 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AutoCommand:
-    """Move a file."""
+    """Move a file; `at_once` says to how many nodes at a time, where that is not left open."""
 
     source: str
     targets: tuple[str, ...]
+    at_once: int | None = None
     options: Options = field(default_factory=Options)
     access: Access = field(default_factory=Access)
     output: Output = field(default_factory=Output)
@@ -170,6 +171,7 @@ def _command(words: argparse.Namespace) -> Command:  # noqa: C901  a case for ea
             parsed = AutoCommand(
                 source=words.source,
                 targets=tuple(words.targets),
+                at_once=words.at_once,
                 options=_options(words),
                 access=_access(words),
                 output=_output(words),

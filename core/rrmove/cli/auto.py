@@ -19,16 +19,25 @@ from rrmove.errors import RRMoveError
 from rrmove.model import shown_url
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rrmove.cli.arguments import AutoCommand
+    from rrmove.cli.board import Board
     from rrmove.cli.errand import Errand
     from rrmove.cli.tally import Tally
+    from rrmove.events import Event
     from rrmove.model import Outcome
+    from rrmove.moving import Wishes
 
 TICK = 0.25  # seconds between two looks at the clock
 
 
 def run(command: AutoCommand, errand: Errand | RRMoveError) -> int:
     """Move the file and return the exit code. Raises what `move()` raises, or what the lookup did."""
+    if len(command.targets if isinstance(errand, RRMoveError) else errand.nodes) > 1:
+        from rrmove.cli import many
+
+        return many.run(command, errand)
     if command.output.json:
         with kept() as out:
             return _in_json(command, errand, out)
@@ -96,33 +105,41 @@ def _moved(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
 
 
 async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
-    options = command.options
-    ticking = asyncio.create_task(_tick(seen))
+    ticking = asyncio.create_task(tick(seen))
     try:
         from rrmove.moving import move
 
         return await move(
             errand.source,
             errand.node,
-            only=options.only,
-            without=options.without,
-            limit_rate=options.limit_rate,
-            deadline=options.deadline,
-            sha256=options.sha256,
-            settings={each.name: each.value for each in options.settings},
-            plugins=options.plugins,
-            alone=True,
-            mirrors=options.mirrors,
-            inventory=errand.inventory,
-            ssh=command.access.ssh,
-            on_event=seen,
-            begun=errand.begun,
+            **wishes(command, errand, seen),
         )
     finally:
         ticking.cancel()
 
 
-async def _tick(seen: Watcher) -> None:
+def wishes(command: AutoCommand, errand: Errand, on_event: Callable[[Event], None]) -> Wishes:
+    """Give what was typed as `move()` takes it."""
+    options = command.options
+    return {
+        "only": options.only,
+        "without": options.without,
+        "limit_rate": options.limit_rate,
+        "deadline": options.deadline,
+        "sha256": options.sha256,
+        "settings": {each.name: each.value for each in options.settings},
+        "plugins": options.plugins,
+        "alone": True,
+        "mirrors": options.mirrors,
+        "ssh": command.access.ssh,
+        "inventory": errand.inventory,
+        "on_event": on_event,
+        "begun": errand.begun,
+    }
+
+
+async def tick(seen: Watcher | Board) -> None:
+    """Tell a display what time it is, until cancelled."""
     while True:
         await asyncio.sleep(TICK)
         seen.tick()

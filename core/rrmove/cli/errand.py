@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rrmove.cli.places import one_node, one_target, source_of
+from rrmove.cli.places import check_targets, source_of
 from rrmove.errors import RRMoveError
 
 if TYPE_CHECKING:
@@ -20,12 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """A source and a node that exist, and the login to it where it has been begun."""
+    """A source and nodes that exist, and the login where there is one node and it has been begun."""
 
     source: Path | Remote
-    node: Node
+    nodes: tuple[Node, ...]
     inventory: Inventory
     begun: Begun | None
+
+    @property
+    def node(self) -> Node:
+        """The node, where there is one."""
+        return self.nodes[0]
 
     def give_up(self) -> None:
         """End the login where no move took it over."""
@@ -40,14 +45,14 @@ def look_up(command: AutoCommand) -> Errand | RRMoveError:
     that: nothing of it is imported before the process has been started.
     """
     try:
-        target = one_target(command.source, command.targets)
+        check_targets(command.source, command.targets)
         source = source_of(command.source)
-        from rrmove.inventory import load_inventory
+        from rrmove.inventory import load_inventory, places
 
         inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
-        node = one_node(command.source, target, inventory)
-        begun = _begun(node, command.access.ssh)
-        return Errand(source, node, inventory, begun)
+        nodes = places(command.targets, inventory)
+        begun = _begun(nodes[0], command.access.ssh) if len(nodes) == 1 else None
+        return Errand(source, nodes, inventory, begun)
     except RRMoveError as error:
         return error
 

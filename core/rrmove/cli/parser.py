@@ -26,9 +26,10 @@ takes its name.
     rrmove auto model.pth gpu-3:/data/     under its own name
     rrmove auto model.pth ubuntu@10.0.0.7:/data/best.pth
     rrmove auto https://host/model.pth gpu-3    the node fetches it itself
+    rrmove auto model.pth gpu-3 gpu-4 @vast     to many nodes, side by side
 
 Move
-    auto SOURCE TARGET    move a file; a repeat goes on where it stopped
+    auto SOURCE TARGET... move a file; a repeat goes on where it stopped
 Look, and move nothing
     plan SOURCE TARGET    what `auto` would do, and why, in seconds
     probe NODE...         what nodes offer
@@ -62,11 +63,13 @@ and where it cannot reach it, it goes through this machine. TARGET is NODE,
 NODE:PATH or @tag, where NODE is a name from the inventory or from ssh_config,
 or user@host. A PATH that ends in / or is a directory receives the file under
 its own name. Without a PATH the file lands in the node's `dest`, or else in
-its home directory.
+its home directory. With several TARGETs, or a tag that several nodes have, a
+node that fails holds up no other; exits with 1 where any did not get the file.
 
     rrmove auto model.pth gpu-3
     rrmove auto model.pth gpu-3:/data/ --limit-rate 50M
     rrmove auto model.pth gpu-3 --without rsync
+    rrmove auto model.pth gpu-3:/data/ @vast
     rrmove auto https://host/model.pth gpu-3 --sha256 HEX
     rrmove auto ./v2:final.pth gpu-3     a name with a colon begins with ./
 """
@@ -172,12 +175,13 @@ def build_parser() -> Parser:
     auto.add_argument("source", metavar="SOURCE", help="a local file, or a URL")
     auto.add_argument("targets", metavar="TARGET", nargs="+", help="where to, see below")
     _add_options(auto)
+    auto.add_argument("--at-once", metavar="N", type=count, help="work on so many nodes at the same time (default: 16)")
     _add_access(auto)
     _add_output(auto, "print what happens as JSON lines; the last one is the outcome", verbosity=True)
 
     plan = command("plan", "show how a file would be moved", PLAN)
     plan.add_argument("source", metavar="SOURCE", help="a local file, or a URL")
-    plan.add_argument("target", metavar="TARGET", help="NODE, NODE:PATH or @tag")
+    plan.add_argument("target", metavar="TARGET", help="NODE, NODE:PATH or a @tag that means one node")
     _add_options(plan)
     _add_access(plan)
     _add_output(plan, "print the plan as one JSON object")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from rrmove.model import Node, Remote
 
 Kind = Literal["local", "remote", "url", "stdin"]
-
-MANY = 6  # commands that a remedy spells out
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 # NODE:PATH. A colon after a slash belongs to a local path, as with scp; the colons of an IPv6
@@ -60,8 +57,8 @@ def source_of(text: str) -> Path | Remote:
             return Source.of(Path(text)).path
 
 
-def one_target(source: str, targets: Sequence[str]) -> str:
-    """Take the target of a move, which has to be one so far. Raises UsageError."""
+def check_targets(source: str, targets: Sequence[str]) -> None:
+    """Look at targets as they were typed. Raises UsageError where one is none, or the source comes last."""
     from rrmove.inventory import parse_target
 
     if not Path(source).exists() and Path(targets[-1]).is_file():
@@ -71,24 +68,13 @@ def one_target(source: str, targets: Sequence[str]) -> str:
         )
     for target in targets:
         parse_target(target)
-    if len(targets) > 1:
-        raise UsageError(
-            f"a move has one target so far, and these are {len(targets)}",
-            remedy=_once_for_each(source, targets),
-        )
-    return targets[0]
 
 
-def one_node(source: str, target: str, inventory: Inventory) -> Node:
-    """Look up the target of a move: its node, with the destination there. Raises UsageError."""
+def one_node(target: str, inventory: Inventory) -> Node:
+    """Look up a target that has to be one node, with the destination there. Raises UsageError."""
     found = inventory.resolve(target)
-    if len(found) > 1:
-        raise UsageError(
-            f"{printable(target)} means {len(found)} nodes, and a move has one target so far",
-            remedy=_once_for_each(source, [f"{node.name}:{path}" if path else node.name for node, path in found]),
-        )
-    node, path = found[0]
-    return replace(node, destination=path or None)
+    node = single(found, target)
+    return replace(node, destination=found[0][1] or None)
 
 
 def single(found: Sequence[tuple[Node, str]], target: str) -> Node:
@@ -100,9 +86,3 @@ def single(found: Sequence[tuple[Node, str]], target: str) -> Node:
             remedy=f"Name one of {names}",
         )
     return found[0][0]
-
-
-def _once_for_each(source: str, targets: Sequence[str]) -> str:
-    commands = ["  " + shlex.join(("rrmove", "auto", source, target)) for target in targets[:MANY]]
-    more = [f"  and so on, for {len(targets) - MANY} more"] if len(targets) > MANY else []
-    return "\n".join(("Run it once for each:", *commands, *more))

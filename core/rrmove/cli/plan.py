@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rrmove.cli import interrupt
 from rrmove.cli.jsonlines import dumps
-from rrmove.cli.places import one_node, one_target, source_of
+from rrmove.cli.places import check_targets, one_node, source_of
 from rrmove.cli.stdout import kept
 from rrmove.cli.table import columns, show
 from rrmove.cli.text import amount, printable
@@ -37,13 +37,13 @@ async def _look(command: PlanCommand) -> Preview:
     from rrmove.inventory import load_inventory
     from rrmove.moving import preview
 
-    target = one_target(command.source, (command.target,))
+    check_targets(command.source, (command.target,))
     source = source_of(command.source)
     access, options = command.access, command.options
     inventory = load_inventory(access.nodes, ssh_config=access.ssh_config)
     return await preview(
         source,
-        one_node(command.source, target, inventory),
+        one_node(command.target, inventory),
         only=options.only,
         without=options.without,
         limit_rate=options.limit_rate,

@@ -19,7 +19,7 @@ def result_line(outcome: Outcome, *, losses: int = 0, committed: bool = False, v
     source, node = outcome.request.source, outcome.request.node
     words = [_verdict(outcome, committed=committed)]
     if outcome.attempts:
-        words.append(_transports(outcome))
+        words.append(transports(outcome))
     if outcome.attempts or committed:
         if outcome.bytes_reused:
             words.append(f"{format_size(outcome.bytes_reused)} were there already")
@@ -42,7 +42,7 @@ def _verdict(outcome: Outcome, *, committed: bool) -> str:
     return f"{format_size(size)} verified in {format_seconds(seconds)}{rate}"
 
 
-def _transports(outcome: Outcome) -> str:
+def transports(outcome: Outcome) -> str:
     """Name those that brought bytes, in their order: `rsync then chunked`."""
     useful = [attempt.transport for attempt in outcome.attempts if attempt.gained > 0]
     useful.append(outcome.attempts[-1].transport)
