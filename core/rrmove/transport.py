@@ -77,6 +77,14 @@ class Landing(Protocol):
         """Ask how many bytes of the part file take room on the node's disk; for progress, not proof."""
         ...
 
+    async def admit(self) -> None:
+        """Let the node's data server write into the part file, until the core reads it back.
+
+        For transports that send to `rrmove serve`; what still arrives there afterwards is refused. Raises
+        Transient where the part file is not the one that was opened, Unusable where the node has no python3.
+        """
+        ...
+
     async def trim(self, size: int) -> None:
         """Cut the part file to `size` bytes; for transports that append."""
         ...

@@ -47,6 +47,8 @@ async def send_direct(job: Job) -> None:
     server = await _data_server(job, place) if state != "refused" else None
     if server is None and state == "open":
         raise Shut(f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`", node=node.name)
+    if server is not None:
+        await job.landing.admit()
     try:
         fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
