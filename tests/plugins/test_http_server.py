@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -198,7 +199,7 @@ def test_who_shuts_it_out_waits_for_who_writes(served: Served) -> None:
     part = str(served.data / begun["part"])
     us = SimpleNamespace(disk=agent.Disk(), hashing=memoryview(bytearray(agent.BLOCK)))
     fd = os.open(part, os.O_RDWR)
-    agent.fcntl.flock(fd, agent.fcntl.LOCK_SH)
+    fcntl.flock(fd, fcntl.LOCK_SH)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agent, "LOCKING", 0.05)
         with pytest.raises(agent.Refused, match="keeps writing"):

@@ -9,6 +9,7 @@ from rrmove_plugins.http.trust import HttpSettings
 
 if TYPE_CHECKING:
     from rrmove import Facts, Job, Probe, Request
+    from rrmove_plugins.http.knocking import WayBack
 
 LOGIN, START, TLS = 12, 1, 2  # round trips: the login, starting a receiver over it, TLS
 
@@ -44,23 +45,36 @@ class Http:
     async def send(self, job: Job) -> None:
         """Put the missing ranges into the part file, the first way that leads there; a repeat continues."""
         from rrmove_plugins.http.direct import Shut, send_direct
-        from rrmove_plugins.http.reverse import send_reverse
+        from rrmove_plugins.http.knocking import WayBack
 
         if not job.missing:
             return
         tools = job.facts.get(TOOLS)
         shut = Unusable("a receiver would need python3 there", node=job.request.node.name)
-        if tools is None or "python3" in tools:
-            try:
-                await send_direct(job)
-            except Shut as error:
-                shut = error
-            else:
-                return
+        back = WayBack(job)
         try:
-            await send_reverse(job)
-        except Unusable as error:
-            raise Unusable(f"{shut.what}; and {error.what}", node=error.node, tried=error.tried) from shut
+            if tools is None or "python3" in tools:
+                try:
+                    await send_direct(job, back.begin)
+                except Shut as error:
+                    shut = error
+                else:
+                    return
+            await _send_back(job, back, shut)
+        finally:
+            await back.end()
+
+
+async def _send_back(job: Job, back: WayBack, shut: Unusable) -> None:
+    """Have the node pull, if it reaches us. Raises Unusable with what was the matter with the direct way, too."""
+    from rrmove_plugins.http.reverse import send_reverse
+
+    try:
+        if job.facts.get(REACH) is not False:
+            await back.leads()
+        await send_reverse(job)
+    except Unusable as error:
+        raise Unusable(f"{shut.what}; and {error.what}", node=error.node, tried=error.tried) from shut
 
 
 __all__ = ["Http"]

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from rrmove import PORTS, Fatal, Job, Unusable, serve_there
+from rrmove_plugins.http.knocking import haste, knock, patience
 from rrmove_plugins.http.line import Door
 from rrmove_plugins.http.sender import Sender
 from rrmove_plugins.http.trust import plain_allowed, tls_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PREFIX = "/v1/parts/"  # where the data server takes parts; the receiver's path looks the same
 ASK_WITHIN = 3.0  # s that the node may take to print two small files
@@ -37,16 +38,36 @@ class Shut(Unusable):
     """The data port leads nowhere, whatever a probe saw."""
 
 
-async def send_direct(job: Job) -> None:
-    """Send what is missing to the node's data port. Raises Shut where there is no way in."""
+async def send_direct(job: Job, late: Callable[[], None]) -> None:
+    """Send what is missing to the node's data port. Raises Shut where there is no way in.
+
+    What was known of the port may be out of date: nothing is started there before it has answered. `late` is called
+    where it does not answer at once.
+    """
     node = job.request.node
-    state = (job.facts.get(PORTS) or {}).get(node.ports.data)
-    if state in {"filtered", "unreachable"}:
-        raise Shut(f"port {node.ports.data} is {state}", node=node.name)
+    known = (job.facts.get(PORTS) or {}).get(node.ports.data)
+    if known in {"filtered", "unreachable"}:
+        raise Shut(f"port {node.ports.data} is {known}", node=node.name)
     place = await _resolved(job)
-    server = await _data_server(job, place) if state != "refused" else None
-    if server is None and state == "open":
-        raise Shut(f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`", node=node.name)
+    server, knocking = None, asyncio.create_task(knock(place, patience(job)))
+    asking = None if known == "refused" else asyncio.create_task(_data_server(job, place))
+    try:
+        await asyncio.wait({knocking}, timeout=haste(job))
+        if not knocking.done():
+            late()
+        state = await knocking
+        if state is None:
+            raise Shut(f"port {node.ports.data} does not answer", node=node.name)
+        if state == "open":
+            server = await (asking or _data_server(job, place))
+            if server is None:
+                what = f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`"
+                raise Shut(what, node=node.name)
+    finally:
+        tasks = [knocking] if asking is None else [knocking, asking]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     if server is not None:
         await job.landing.admit()
     try:

@@ -98,7 +98,8 @@ class Sender:
             except (OSError, ValueError) as error:
                 self._put_back(span)
                 said = "it does not answer" if isinstance(error, TimeoutError) else str(error)
-                self._fault(f"no connection: {said}", None)
+                shut = isinstance(error, TimeoutError | ConnectionRefusedError)  # a reset may be one connection's fate
+                self._fault(f"no connection: {said}", None, shut=shut)
                 continue
             except TransportError as error:
                 self._put_back(span)
@@ -244,15 +245,15 @@ class Sender:
 
     # Ends
 
-    def _fault(self, what: str, line: Line | None, *, heavy: bool = False) -> None:
+    def _fault(self, what: str, line: Line | None, *, heavy: bool = False, shut: bool = False) -> None:
         """Note that a line broke; without anything acknowledged in between, it ends the attempt in the end.
 
-        `heavy`: it took long to find out, so that a few of these are enough.
+        `heavy`: it took long to find out, so that a few of these are enough. `shut`: nobody took the call.
         """
         node = self._job.request.node.name
         with self._change:
             self._faults += self._count if heavy else 1
-            hopeless = not self.reached or self._faults > 2 * self._count
+            hopeless = (shut and not self.reached) or self._faults > 2 * self._count
         if line is not None and not self._stopped:
             lost = ConnectionLost(node, "http", what, round(line.age, 2), line.carried)
             with contextlib.suppress(RuntimeError):
