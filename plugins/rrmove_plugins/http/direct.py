@@ -12,13 +12,14 @@ from urllib.parse import quote
 from rrmove import PORTS, Fatal, Job, Unusable, serve_there
 from rrmove_plugins.http.knocking import haste, knock, patience
 from rrmove_plugins.http.line import Door
-from rrmove_plugins.http.sender import Sender
+from rrmove_plugins.http.sender import Sender, goodbye
 from rrmove_plugins.http.trust import plain_allowed, tls_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 PREFIX = "/v1/parts/"  # where the data server takes parts; the receiver's path looks the same
+CALLED_OFF = 3.0  # s that a receiver may take to start before it is left to go by itself, which it does soon
 ASK_WITHIN = 3.0  # s that the node may take to print two small files
 
 # Prints the state of the data server on that port, if one has left it, and its token on the next line.
@@ -75,7 +76,7 @@ async def send_direct(job: Job, late: Callable[[], None]) -> None:
     except OSError as error:
         raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
     try:
-        sender = Sender(job, fd, server or await _receiver(job, place))
+        sender = Sender(job, fd, server or await _started(job, place))
         try:
             await sender.run()
         except Unusable as error:
@@ -96,6 +97,23 @@ async def _resolved(job: Job) -> tuple[int, tuple[Any, ...]]:
         raise Shut(f"{address[0]!r} cannot be resolved: {error.strerror}", node=name) from error
     family, _, _, _, place = found[0]
     return family, place
+
+
+async def _started(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:
+    """Start a receiver; one that is cancelled while it starts is sent home."""
+    starting = asyncio.create_task(_receiver(job, place))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.shield(_called_off(starting))
+        raise
+
+
+async def _called_off(starting: asyncio.Task[Door]) -> None:
+    done, _ = await asyncio.wait({starting}, timeout=CALLED_OFF)
+    starting.cancel()
+    if done and starting.exception() is None:
+        await asyncio.to_thread(goodbye, starting.result())
 
 
 async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:

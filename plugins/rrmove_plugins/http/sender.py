@@ -34,6 +34,25 @@ GOODBYE = 1.0  # s that the end of a server may take to be asked for
 ENOUGH = {200, 201, 204}
 
 
+def changed(job: Job) -> Fatal:
+    """Say that what was sent is not what was hashed, and why."""
+    return Fatal(
+        f"{str(job.request.source.path)!r} was changed while it was sent; nothing was committed",
+        node=job.request.node.name,
+        remedy="Run the same command again when nobody writes to the file",
+    )
+
+
+def goodbye(door: Door, line: Line | None = None) -> None:
+    """Send a receiver home, over a line that is there or one more. Blocks, for a second or two at most."""
+    with contextlib.suppress(OSError, ValueError, TransportError):
+        line = line or Line(door, GOODBYE)
+        try:
+            line.delete()
+        finally:
+            line.close()
+
+
 class Sender:
     """One attempt at a door. `run()` returns once every span was acknowledged.
 
@@ -78,16 +97,8 @@ class Sender:
     async def _leave(self, work: list[asyncio.Future[None]]) -> None:
         """Wait for the threads, and send the server home where it is ours; it would go by itself soon."""
         await asyncio.wait(work)
-        if self._door.once and self.reached:
-            await asyncio.to_thread(self._goodbye)
-
-    def _goodbye(self) -> None:
-        with contextlib.suppress(OSError, ValueError, TransportError):
-            line = self._spare or Line(self._door, min(self._timeout, GOODBYE))
-            try:
-                line.delete()
-            finally:
-                line.close()
+        if self._door.once and (self.reached or self._error is None):  # without either, it was cancelled early
+            await asyncio.to_thread(goodbye, self._door, self._spare)
 
     # In the threads
 
@@ -167,6 +178,8 @@ class Sender:
             with self._change:
                 self._wrong[chunk] += 1
                 hopeless = self._wrong[chunk] >= WRONG
+            if not self._job.request.source.unchanged():
+                raise changed(self._job)
             if hopeless:
                 raise IntegrityError(
                     f"bytes {span.start} to {span.stop} arrive wrong again and again ({WRONG} times)",
@@ -280,4 +293,4 @@ class Sender:
             line.cut()
 
 
-__all__ = ["Sender"]
+__all__ = ["Sender", "changed", "goodbye"]
