@@ -285,7 +285,7 @@ async def test_a_port_that_swallows_everything_is_left_for_ssh(
     with through(Proxy(stall_after=4 * MIB), port, monkeypatch) as proxy:
         with pytest.raises(rrmove.TransportError) as seen:
             await move(source, embedded, port)
-        assert proxy.stalled, [attempt.error for attempt in seen.value.outcome.attempts]
+        assert proxy.stalled, str(seen.value)
     outcome = seen.value.outcome
     assert outcome is not None
     assert [way(attempt) for attempt in outcome.attempts[:1]] == [("http", "transient")]
@@ -553,8 +553,12 @@ def test_a_token_is_not_sent_in_the_clear_to_a_data_server() -> None:
     assert direct.door_of(said, "/data/.x.rrmove-part", "n", place, PLAIN) is not None
 
 
-async def test_it_leads_for_big_files_only(embedded: EmbeddedNode, port: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tls", "leads"), [(PLAIN, "http"), (TLS, "chunked")])
+async def test_it_leads_for_big_files_only_and_with_tls_not_next_door(
+    tls: str, leads: str, embedded: EmbeddedNode, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The ranking, from facts that the move itself gathers: sparse files, so that nothing has to be sent."""
+    monkeypatch.setenv(SWITCH, tls)
     first = dict[int, str]()
     for size in (8 * MIB, 2048 * MIB):
         path = tmp_path / f"sparse{size}"
@@ -562,4 +566,4 @@ async def test_it_leads_for_big_files_only(embedded: EmbeddedNode, port: int, tm
             file.truncate(size)
         seen = await rrmove.preview(path, node_of(embedded, port))
         first[size] = seen.plan.steps[0].transport
-    assert first == {8 * MIB: "chunked", 2048 * MIB: "http"}
+    assert first == {8 * MIB: "chunked", 2048 * MIB: leads}
