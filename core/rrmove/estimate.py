@@ -160,7 +160,8 @@ class _Pipe:
 
 def _pipe(capabilities: Capabilities, link: Link, lanes: int, missing: int) -> _Pipe:
     over_ssh = capabilities.route == "ssh"
-    ceiling = {"ssh": SSH_CEILING, "swarm": SWARM_CEILING}.get(capabilities.route, DIRECT_CEILING)
+    ceilings = {"ssh": SSH_CEILING, "swarm": SWARM_CEILING}
+    ceiling = capabilities.ceiling or ceilings.get(capabilities.route, DIRECT_CEILING)
     window = SSH_WINDOW if over_ssh else TCP_WINDOW
     bound = window / link.rtt if link.rtt > 0 else math.inf
     lines = [min(rate, link.limit_rate or math.inf, ceiling) for rate in ((link.rate,) if link.rate else UNKNOWN_RATES)]

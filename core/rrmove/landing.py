@@ -204,6 +204,12 @@ class PartFile:
         fields = await ask(self._session, "hash", path=self.part, spans=[])
         return cast("int", fields["held"]) if fields.get("size") is not None else 0
 
+    async def admit(self) -> None:
+        """Let the node's data server write into the part file, until it is surveyed as a foreign writer's."""
+        self.foreign = True
+        fields = await ask(self._session, "admit", part=self.place.part, journal=self.place.journal, ino=self._ino)
+        self._ino = cast("str", fields["ino"])  # it is the same file, and what was verified stays so until then
+
     async def trim(self, size: int) -> None:
         """Cut the part file to `size` bytes; what was verified beyond is forgotten."""
         await ask(self._session, "trim", part=self.part, size=size)
@@ -243,6 +249,7 @@ class PartFile:
             self.place = await locate(self._session, self._request, self._manifest)
             if self.place.part_size is not None or not await self.arrived():
                 self._is_now(None)
+                self.foreign = True  # somebody else was at it: nobody may be, while it is read again
                 raise
         return place.target
 

@@ -6,7 +6,7 @@ import difflib
 import math
 from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import estimate, link_of
@@ -68,7 +68,7 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 refusals.append(Refusal(name, way))
                 continue
             expected = estimate(
-                replace(_on_this_way(transport.capabilities, facts), route=way[0]),
+                replace(_on_this_way(_suited(transport, request, facts), facts), route=way[0]),
                 missing=missing,
                 size=size,
                 link=link,
@@ -135,6 +135,12 @@ def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
 
 
 TEXT = 4 / 3  # bytes on the wire for each one where lanes have to be of text
+
+
+def _suited(transport: Transport, request: Request, facts: Facts) -> Capabilities:
+    """Give what a transport can do for this request, where it says so."""
+    suited = getattr(transport, "suited", None)
+    return transport.capabilities if suited is None else cast("Capabilities", suited(request, facts))
 
 
 def _on_this_way(capabilities: Capabilities, facts: Facts) -> Capabilities:

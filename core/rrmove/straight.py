@@ -28,6 +28,7 @@ from rrmove.model import Attempt, GiveUp, Outcome, Plan, Succeed, Try
 from rrmove.plan import make_plan, require_route
 from rrmove.policy import next_action
 from rrmove.probe import Facts
+from rrmove.ssh.failures import StaleError
 from rrmove.ssh.pipes import running
 from rrmove.transport import Job
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rrmove.session import Session
     from rrmove.setting import Setting
 
+CONTESTED = 3  # times that somebody else may be at the part file between its verification and the commit
 SMALL = 4 << 20  # bytes up to which a file does not wait for the node's facts: some 3 round trips of sending
 
 
@@ -58,6 +60,7 @@ class Run:
     plan: Plan = field(default_factory=lambda: Plan(()))
     attempts: list[Attempt] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
+    contested: int = 0
     sent: int = 0
     reused: int = 0
     digest: str | None = None
@@ -114,7 +117,7 @@ class Run:
                         return
                 case Succeed():
                     missing = await self._land()
-                    if not missing:
+                    if self.digest is not None:
                         return
                 case GiveUp(reason):
                     await self._give_up(reason)
@@ -263,7 +266,8 @@ class Run:
             self.last_error = error
             await self.landing.open()
             missing = await self.landing.survey()
-            if not missing:
+            self.contested += isinstance(error, StaleError)
+            if not missing and not 0 < self.contested <= CONTESTED:
                 raise
             return missing
         self.digest = self._digest()

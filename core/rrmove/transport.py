@@ -39,6 +39,8 @@ class Capabilities:
     overhead bytes on the wire for each byte of the file (base64: 4/3)
     setup    round trips before the first byte of the file can leave, beyond a TCP connect; the
              login's twelve count, since every move begins with one
+    ceiling  bytes a second that two cores carry, all connections together, where that is measured
+             and other than the route's
     sources  what it can move: "file", a local one; "url", what is behind a `Remote`
     """
 
@@ -50,6 +52,7 @@ class Capabilities:
     overhead: float = 1.0
     setup: float = 12.0
     fallback: Route | None = None
+    ceiling: float | None = None
     sources: tuple[Literal["file", "url"], ...] = ("file",)
 
 
@@ -75,6 +78,14 @@ class Landing(Protocol):
 
     async def held(self) -> int:
         """Ask how many bytes of the part file take room on the node's disk; for progress, not proof."""
+        ...
+
+    async def admit(self) -> None:
+        """Let the node's data server write into the part file, until the core reads it back.
+
+        For transports that send to `rrmove serve`; what still arrives there afterwards is refused. Raises
+        Transient where the part file is not the one that was opened, Unusable where the node has no python3.
+        """
         ...
 
     async def trim(self, size: int) -> None:
@@ -124,7 +135,9 @@ class Transport(Protocol):
 
     An object is made once for each move, in a thread, without arguments. Its attributes are read
     then, and do not change. It may have one more, `settings`: a frozen dataclass whose fields can
-    be set by the user; `request.settings.get(ThatClass)` gives the values.
+    be set by the user; `request.settings.get(ThatClass)` gives the values. And another one, the
+    method `suited(request, facts)`, as pure as `refuse`: its Capabilities for this request, where
+    they depend on it.
 
     `refuse` may be called at any time, any number of times, before and between attempts, and for
     requests that are never sent. `send` is called when its turn comes, never twice at a time for

@@ -120,8 +120,8 @@ def test_a_port_that_was_open_and_now_is_not_costs_a_second(here: Lab, tmp_path:
         here.run(["nft", "-f", "-"], stdin=NO_CALLERS)
         done = arrive(here, sparse(tmp_path / "big.bin"), "hetzner", "/data/big.bin", "--without", "rsync")
         assert transports(done) == [("http", False), ("chunked", True)]
-        # 0.3 to 1 s to connect, 1 s for a puller; the rest is a busy machine's
-        assert done.last["attempts"][0]["seconds"] < 3.5
+        # 0.3 to 0.7 s for either way, looked at side by side; the rest is a busy machine's
+        assert done.last["attempts"][0]["seconds"] < 2.0
         again = planned(here, tmp_path, "hetzner", 1024 * MB)
     finally:
         here.run(["nft", "delete", "table", "inet", "callers"])

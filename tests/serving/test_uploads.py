@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -170,8 +171,10 @@ def test_a_put_goes_into_part_files_only(served: Served, data: bytes) -> None:
 def test_a_part_that_was_opened_over_ssh(served: Served, data: bytes) -> None:
     """What `rrmove auto` opens by way of its agent can be filled here, and nothing is asked of POST."""
     part, journal = (f"{served.data}/.over ssh.0123456789ab.rrmove-{kind}" for kind in ("part", "journal"))
-    agent.open_part(None, part, journal, {}, SIZE, SIZE)
+    ino = agent.open_part(None, part, journal, {}, SIZE, SIZE)["ino"]
     put = {"put": "/v1/parts/data/.over%20ssh.0123456789ab.rrmove-part"}
+    assert served.put(put, data, 0, 5_000_000).status == 409  # nobody has let servers in
+    agent.admit(SimpleNamespace(disk=agent.Disk()), part, journal, ino)
     assert served.put(put, data, 5_000_000, SIZE).json == {"start": 5_000_000, "stop": SIZE}
     assert served.put(put, data, 0, 5_000_000).status == 200
     with open(part, "rb") as file:  # noqa: PTH123

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from rrmove.errors import Fatal, RRMoveError, Transient, Unusable
 from rrmove.model import Node
 from rrmove.session import FilePart, Lane
+from rrmove.ssh import agent
 from rrmove.ssh.failures import StaleError
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
@@ -434,6 +435,18 @@ async def test_the_journal_is_the_note(lane: Lane) -> None:
     assert written.pop("nonce")
     assert written == note
     assert not Path(f"{found['journal']}~").exists()
+
+
+async def test_evict_shuts_data_servers_out_as_the_agent_does(lane: Lane) -> None:
+    found = dict((await lane.call("locate", destination="admitted", name="s", key=ID)).fields)
+    part, journal = str(found["part"]), Path(str(found["journal"]))
+    await lane.call("open", part=part, journal=str(journal), note={"target": "x"}, size=3, need=3)
+    note = journal.read_bytes()
+    journal.write_bytes(note + agent.ADMITTED)  # as an agent leaves it that has let servers in
+    assert agent.journal_of(part) == (note, True)
+    await lane.call("evict", part=part)
+    assert journal.read_bytes() == note
+    assert agent.journal_of(part) == (note, False)
 
 
 async def test_too_little_space_is_told_beforehand(lane: Lane, place: Place) -> None:

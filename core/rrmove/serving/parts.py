@@ -1,8 +1,9 @@
 """Writing into part files: positional, as the bytes come, and never into what has been committed.
 
 Writers of one part share a `Part`. Each write happens under its lock, and only while the part is open, the
-writer has not been superseded, and the name still leads to the file that is held. So nobody who was left
-behind by a dead connection can touch a file after it was verified here.
+writer has not been superseded, the name still leads to the file that is held, and its journal admits servers.
+That lock is the file's (`flock`) besides our own: the agent holds it to shut servers out, before it reads a
+part back, and to commit. So nobody who was left behind by a dead connection can touch what was verified.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import threading
@@ -21,6 +23,7 @@ from rrmove.serving.answers import Rejection
 from rrmove.serving.files import SLOWEST, explained
 from rrmove.serving.paths import is_part, text
 from rrmove.serving.roots import Root, look, open_regular
+from rrmove.ssh import agent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -87,13 +90,14 @@ class Writer:
         """Open the part. Raises Rejection: 404 where it is not there, 409 where it is another one."""
         self.span, self.superseded = span, False
         self._name = names[-1]
+        self._journal = self._name[: -len(agent.PART)] + agent.JOURNAL.encode()
         self._stack = contextlib.ExitStack()
         if not is_part(self._name):
             raise Rejection(404, f"{text(self._name)!r} is no part file", remedy="PUT into the `part` of an upload")
         with self._stack, explained(f"cannot write to {text(self._name)!r}"):
             self._directory = self._stack.enter_context(root.directory(names[:-1]))
             try:
-                self.fd = open_regular(self._directory, self._name, os.O_WRONLY)
+                self.fd = open_regular(self._directory, self._name, os.O_RDWR)  # flock on NFS wants both
             except FileNotFoundError:
                 raise Rejection(404, "the part file is not there", remedy=_OPEN_AGAIN) from None
             self._stack.callback(os.close, self.fd)
@@ -130,6 +134,26 @@ class Writer:
             raise Rejection(409, "the part file is gone", remedy=_OPEN_AGAIN) from None
         if (seen.st_dev, seen.st_ino) != self._identity:
             raise Rejection(409, "the part file was replaced", remedy=_OPEN_AGAIN)
+        if not self._admitted():
+            raise Rejection(409, "the part file is not open to a data server (any more)", remedy=_OPEN_AGAIN)
+
+    def _admitted(self) -> bool:
+        """Tell whether the part's journal lets servers write, see the agent's `admit`."""
+        try:
+            fd = open_regular(self._directory, self._journal)
+        except FileNotFoundError:
+            return False
+        with os.fdopen(fd, "rb") as journal:
+            return agent.ADMITTED in journal.read()
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[None]:
+        """Hold the part's lock beside other writers; who commits waits for us, or we for it."""
+        fcntl.flock(self.fd, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def write(self, blocks: Sequence[bytes], at: int, sha: hashlib._Hash | None) -> None:
         """Write blocks, one after the other. Blocks the thread. Raises Rejection."""
@@ -137,7 +161,7 @@ class Writer:
             for block in blocks:
                 sha.update(block)
         views = [memoryview(block) for block in blocks]
-        with self.part.lock, explained(f"cannot write to {text(self._name)!r}"):
+        with self.part.lock, explained(f"cannot write to {text(self._name)!r}"), self._shared():
             self._check()
             while views:
                 wrote = os.pwritev(self.fd, views[:VECTORS], at)

@@ -109,11 +109,21 @@ class Upload:
             }
             opened = agent.open_part(None, part, base + text(self._journal), note, manifest.size, need)
             fresh = bool(opened["fresh"])
-            if fresh or opened["ino"] != self._ino:
-                self.good, self._ino = bytearray(manifest.count), cast("str", opened["ino"])
+            ino = self._admit(base, cast("str", opened["ino"]))
+            if fresh or ino != self._ino:
+                self.good, self._ino = bytearray(manifest.count), ino
         if not fresh or holes:
             self.survey()
         return fresh
+
+    def _admit(self, base: str, ino: str | None) -> str:
+        """Let PUTs write into the part; gives its identity from then on."""
+        part = base + text(self.part[-1])
+        us = SimpleNamespace(disk=agent.Disk())
+        try:
+            return cast("str", agent.admit(us, part, base + text(self._journal), ino)["ino"])
+        finally:
+            us.disk.forget(part)
 
     def _is_there(self, base: str) -> bool:
         path = base + text(self.names[-1])
@@ -155,29 +165,30 @@ class Upload:
                 held = self._parts.of(look(directory, self.part[-1]))
             except FileNotFoundError:
                 raise _gone() from None
-            with held.closing() as for_good:
+            us = SimpleNamespace(disk=agent.Disk(), hashing=memoryview(bytearray(BLOCK)))
+            with held.closing() as for_good, contextlib.ExitStack() as last:
+                last.callback(us.disk.forget, part)
+                agent.shut_out(us, part)  # other servers, too
                 ino = self._ino
                 for chunk, bad in self._compared(part, range(self.manifest.count)):
                     self.good[chunk] = not bad
                 if self.missing or self._ino != ino:
+                    if self._ino is not None:
+                        self._ino = self._admit(base, self._ino)
                     raise self._incomplete()
                 with contextlib.suppress(FileNotFoundError):
                     _replaceable(look(directory, self.names[-1]), text(self.names[-1]))
-                us = SimpleNamespace(disk=agent.Disk(), hashing=memoryview(bytearray(BLOCK)))
-                try:
-                    agent.commit(
-                        us,
-                        part,
-                        base + text(self._journal),
-                        base + text(self.names[-1]),
-                        self.manifest.size,
-                        ino,
-                        self.settings.get("mode", MODE),
-                        self.settings.get("mtime_ns", time.time_ns()),
-                        [],
-                    )
-                finally:
-                    us.disk.forget(part)
+                agent.commit(
+                    us,
+                    part,
+                    base + text(self._journal),
+                    base + text(self.names[-1]),
+                    self.manifest.size,
+                    ino,
+                    self.settings.get("mode", MODE),
+                    self.settings.get("mtime_ns", time.time_ns()),
+                    [],
+                )
                 for_good()
         self.committed = True
 

@@ -21,7 +21,8 @@ second, so that silence means a dead connection.
     hash     path spans                         SHA-256 of spans read back from the file
     get      path at length                     bytes of a file
     trim     part size                          cut the part file
-    evict    part                               end foreign processes that have the part open
+    admit    part journal ino                   let the node's data server write into the part
+    evict    part                               end foreign processes that have the part open, admit no server
     commit   part journal target size ino mode mtime_ns check    verify, fsync, rename
     quarantine part journal                     put a hopeless part aside
     sweep    directories older_than depth       remove old parts that nobody has open
@@ -29,7 +30,9 @@ second, so that silence means a dead connection.
     run      argv timeout       + stdin         run a program
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -53,6 +56,8 @@ NOT_CLEAN = b"\nRRMOVE-NOT-CLEAN\n"
 BLOCK = 256 * 1024  # hashing in blocks that stay in the cache is a quarter faster than by the chunk
 IDLE = 900.0  # an agent whose connection died without a word goes after this many seconds
 PART, JOURNAL, BAD = ".rrmove-part", ".rrmove-journal", ".rrmove-bad"
+ADMITTED = b"\nadmitted\n"  # what follows the journal's first line while data servers may write into the part
+LOCKING = 10.0  # s that a data server may take to write what it is writing: 4 MiB at most
 
 
 class Refused(Exception):
@@ -438,16 +443,90 @@ def locate(agent, destination, name, key, size=None, need=0, note=None):
 def identity(seen, path):
     """Tell one part file from the next of the same name, even where that got the same inode again.
 
-    The journal has a random number in it, and is written anew with every new part file.
+    The journal has a random number in its first line, and is written anew with every new part file, and
+    whenever data servers are let in: so a commit can tell that nobody was since the verification.
     """
     mark = ""
     if path.endswith(PART):
-        try:
-            with open(raw(path[: -len(PART)] + JOURNAL), "rb") as journal:
-                mark = hashlib.sha256(journal.read()).hexdigest()[:16]
-        except FileNotFoundError:
-            mark = "-"
+        first, _ = journal_of(path)
+        mark = "-" if first is None else hashlib.sha256(first).hexdigest()[:16]
     return "%d:%d:%s" % (seen.st_dev, seen.st_ino, mark)
+
+
+def journal_of(part):
+    """The first line of a part's journal, None where there is none, and whether data servers may write."""
+    try:
+        with open(raw(part[: -len(PART)] + JOURNAL), "rb") as journal:
+            first, line, _ = journal.read().partition(b"\n")
+    except FileNotFoundError:
+        return None, False
+    return first, bool(line)
+
+
+def write_journal(journal, note, end=b""):
+    # A name of our own for the draft: another sender of the same content may write one too.
+    draft = raw(journal) + b"." + os.urandom(4).hex().encode("ascii") + b"~"
+    with open(draft, "wb") as out:
+        out.write(json.dumps(dict(note, nonce=os.urandom(8).hex())).encode("ascii") + end)
+    os.rename(draft, raw(journal))
+
+
+@contextlib.contextmanager
+def alone(fd):
+    """Hold a part's lock, which data servers share while they look whether they may write, and write."""
+    end = time.time() + LOCKING
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.time() > end:
+                raise Refused("EBUSY", "a data server keeps writing to the part file")
+            time.sleep(0.005)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            break  # no locks on this file system: no data server writes without one
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def admit(agent, part, journal, ino):
+    """Let data servers write, until `shut_out`. It changes the part's identity, which is in the answer."""
+    fd = agent.disk.part(part)
+    if fd is None:
+        raise Refused("ENOENT", "the part file is gone")
+    try:
+        with alone(fd):
+            seen = os.fstat(fd)
+            if identity(seen, part) != ino:
+                raise Refused("ESTALE", "the part file is another one than was opened")
+            first, admitted = journal_of(part)
+            if not admitted:
+                try:
+                    note = json.loads((first or b"{}").decode("ascii"))
+                except ValueError:
+                    note = {}  # torn by a crash: it is for people, and the number in it for us
+                write_journal(journal, note, ADMITTED)
+            return {"ino": identity(seen, part)}
+    finally:
+        os.close(fd)
+
+
+def shut_out(agent, part):
+    """Let no data server write any more, whatever is still on its way to one; the identity stays."""
+    fd = agent.disk.part(part)
+    if fd is None:
+        return
+    try:
+        with alone(fd):
+            first, admitted = journal_of(part)
+            if admitted:
+                os.truncate(raw(part[: -len(PART)] + JOURNAL), len(first))
+    finally:
+        os.close(fd)
 
 
 def open_part(agent, part, journal, note, size, need):
@@ -463,11 +542,7 @@ def open_part(agent, part, journal, note, size, need):
             raise Refused("ENOSPC", "No space left on device", need=need, free=free)
         fresh = not seen.st_size
         if fresh or not os.path.exists(raw(journal)):
-            # A name of our own for the draft: another sender of the same content may write one too.
-            draft = raw(journal) + b"." + os.urandom(4).hex().encode("ascii") + b"~"
-            with open(draft, "wb") as out:
-                out.write(json.dumps(dict(note, nonce=os.urandom(8).hex())).encode("ascii"))
-            os.rename(draft, raw(journal))
+            write_journal(journal, note)
         if seen.st_size != size:
             os.ftruncate(fd, size)
         return {"ino": identity(seen, part), "held": seen.st_blocks * 512, "fresh": fresh}
@@ -564,6 +639,7 @@ def evict(agent, part):
             except FileNotFoundError:
                 foreign = []
             if not foreign:
+                shut_out(agent, part)
                 return {"ended": ended}
             for pid in foreign:
                 try:
@@ -580,20 +656,13 @@ def commit(agent, part, journal, target, size, ino, mode, mtime_ns, check):
     if fd is None:
         raise Refused("ENOENT", "the part file is gone")
     try:
-        seen = os.fstat(fd)
-        if identity(seen, part) != ino or seen.st_size != size:
-            raise Refused("ESTALE", "the part file is another one than was verified")
-        wrong = [
-            at for at, length, expected in check if agent.disk.digest(fd, at, length, size, agent.hashing) != expected
-        ]
-        if wrong:
-            raise Refused("EBADMSG", "the part file does not match", wrong=wrong)
-        if os.path.isdir(raw(target)):
-            raise Refused("EISDIR", "Is a directory")
-        os.fchmod(fd, mode & 0o777)
-        os.utime(fd, ns=(mtime_ns, mtime_ns))
-        os.fsync(fd)
-        os.rename(raw(part), raw(target))
+        with alone(fd):
+            seen = os.fstat(fd)
+            if identity(seen, part) != ino or seen.st_size != size:
+                raise Refused("ESTALE", "the part file is another one than was verified")
+            if journal_of(part)[1]:
+                raise Refused("ESTALE", "a data server may still write to the part file")
+            finish(agent, fd, part, target, size, mode, mtime_ns, check)
     finally:
         os.close(fd)
     agent.disk.forget(part)
@@ -606,6 +675,18 @@ def commit(agent, part, journal, target, size, ino, mode, mtime_ns, check):
         os.close(directory)
     remove(raw(journal))
     return {"target": target}
+
+
+def finish(agent, fd, part, target, size, mode, mtime_ns, check):
+    wrong = [at for at, length, expected in check if agent.disk.digest(fd, at, length, size, agent.hashing) != expected]
+    if wrong:
+        raise Refused("EBADMSG", "the part file does not match", wrong=wrong)
+    if os.path.isdir(raw(target)):
+        raise Refused("EISDIR", "Is a directory")
+    os.fchmod(fd, mode & 0o777)
+    os.utime(fd, ns=(mtime_ns, mtime_ns))
+    os.fsync(fd)
+    os.rename(raw(part), raw(target))
 
 
 def remove(path):
@@ -660,6 +741,7 @@ ON_DISK = {
     "hash": digests,
     "get": get,
     "trim": trim,
+    "admit": admit,
     "evict": evict,
     "commit": commit,
     "quarantine": quarantine,

@@ -287,10 +287,24 @@ class FloorLane(CallLane):
                 told = _said(await ask("holders", part))
                 foreign = [pid for pid, whose in zip(told[::2], told[1::2], strict=True) if whose == "foreign"]
                 if not foreign:
+                    await self._shut_out(ask, part.removesuffix(PART) + JOURNAL)
                     return Reply({"ended": ended})
                 ended += map(int, _said(await ask("signal", Plain(name), *map(Plain, foreign))))
                 await asyncio.sleep(0.05)
         raise ask.refused("EBUSY", "another process keeps writing to the part file")
+
+    @staticmethod
+    async def _shut_out(ask: _Ask, journal: str) -> None:
+        """Let no data server write any more, as the agent does; there is no lock for it in a shell."""
+        try:
+            note = (await ask("get", journal, Plain(0), Plain(LONGEST_FIELD))).body
+        except StaleError as error:
+            if error.name != "ENOENT":
+                raise
+            return
+        first, line, _ = note.partition(b"\n")
+        if line:
+            await ask("cut", journal, Plain(len(first)))
 
     async def _commit(  # noqa: PLR0913, PLR0917  as many as the agent's has
         self,

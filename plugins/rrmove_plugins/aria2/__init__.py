@@ -9,12 +9,14 @@ import json
 import secrets
 import time
 import urllib.parse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rrmove import (
     API_VERSION,
     CLIENT,
     REACH,
+    RTT,
     TOOLS,
     Capabilities,
     Lease,
@@ -72,6 +74,10 @@ OPTIONS = {
 }
 
 
+# As `http` has it: with both ends on the same two cores TLS from us is slower than SSH.
+NEAR, TLS_NEAR = 0.001, 300e6  # s of round trip, bytes a second
+
+
 class Aria2:
     """Have aria2c on the node fetch what is missing: it is told by a control file what is there.
 
@@ -80,7 +86,7 @@ class Aria2:
 
     name: ClassVar[str] = "aria2"
     api_version: ClassVar[int] = API_VERSION
-    needs: ClassVar[tuple[Probe[Any], ...]] = (TOOLS, REACH, CLIENT)
+    needs: ClassVar[tuple[Probe[Any], ...]] = (TOOLS, REACH, CLIENT, RTT)
     capabilities: ClassVar[Capabilities] = Capabilities(
         resume="exact", route="web", streams=STREAMS, ranges=True, setup=20.0, sources=("file", "url")
     )
@@ -101,6 +107,13 @@ class Aria2:
         if request.options.mirrors and not (request.options.sha256 or source.digest):
             return "that the mirrors have the same file, only a digest can say: give --sha256"
         return None
+
+    def suited(self, request: Request, facts: Facts) -> Capabilities:
+        """Say that from us it comes with TLS, slower where that is what bounds it."""
+        rtt = facts.get(RTT)
+        if isinstance(request.source, Remote) or rtt is None or rtt >= NEAR:
+            return self.capabilities
+        return replace(self.capabilities, ceiling=TLS_NEAR)
 
     async def send(self, job: Job) -> None:
         """Have the missing ranges fetched; a repeat continues."""

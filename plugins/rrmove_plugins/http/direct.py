@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from rrmove import PORTS, Fatal, Job, Unusable, serve_there
+from rrmove_plugins.http.knocking import haste, knock, patience
 from rrmove_plugins.http.line import Door
-from rrmove_plugins.http.sender import Sender
+from rrmove_plugins.http.sender import Sender, goodbye
 from rrmove_plugins.http.trust import plain_allowed, tls_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 PREFIX = "/v1/parts/"  # where the data server takes parts; the receiver's path looks the same
+CALLED_OFF = 3.0  # s that a receiver may take to start before it is left to go by itself, which it does soon
 ASK_WITHIN = 3.0  # s that the node may take to print two small files
 
 # Prints the state of the data server on that port, if one has left it, and its token on the next line.
@@ -37,22 +39,44 @@ class Shut(Unusable):
     """The data port leads nowhere, whatever a probe saw."""
 
 
-async def send_direct(job: Job) -> None:
-    """Send what is missing to the node's data port. Raises Shut where there is no way in."""
+async def send_direct(job: Job, late: Callable[[], None]) -> None:
+    """Send what is missing to the node's data port. Raises Shut where there is no way in.
+
+    What was known of the port may be out of date: nothing is started there before it has answered. `late` is called
+    where it does not answer at once.
+    """
     node = job.request.node
-    state = (job.facts.get(PORTS) or {}).get(node.ports.data)
-    if state in {"filtered", "unreachable"}:
-        raise Shut(f"port {node.ports.data} is {state}", node=node.name)
+    known = (job.facts.get(PORTS) or {}).get(node.ports.data)
+    if known in {"filtered", "unreachable"}:
+        raise Shut(f"port {node.ports.data} is {known}", node=node.name)
     place = await _resolved(job)
-    server = await _data_server(job, place) if state != "refused" else None
-    if server is None and state == "open":
-        raise Shut(f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`", node=node.name)
+    server, knocking = None, asyncio.create_task(knock(place, patience(job)))
+    asking = None if known == "refused" else asyncio.create_task(_data_server(job, place))
+    try:
+        await asyncio.wait({knocking}, timeout=haste(job))
+        if not knocking.done():
+            late()
+        state = await knocking
+        if state is None:
+            raise Shut(f"port {node.ports.data} does not answer", node=node.name)
+        if state == "open":
+            server = await (asking or _data_server(job, place))
+            if server is None:
+                what = f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`"
+                raise Shut(what, node=node.name)
+    finally:
+        tasks = [knocking] if asking is None else [knocking, asking]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if server is not None:
+        await job.landing.admit()
     try:
         fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
     try:
-        sender = Sender(job, fd, server or await _receiver(job, place))
+        sender = Sender(job, fd, server or await _started(job, place))
         try:
             await sender.run()
         except Unusable as error:
@@ -73,6 +97,23 @@ async def _resolved(job: Job) -> tuple[int, tuple[Any, ...]]:
         raise Shut(f"{address[0]!r} cannot be resolved: {error.strerror}", node=name) from error
     family, _, _, _, place = found[0]
     return family, place
+
+
+async def _started(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:
+    """Start a receiver; one that is cancelled while it starts is sent home."""
+    starting = asyncio.create_task(_receiver(job, place))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.shield(_called_off(starting))
+        raise
+
+
+async def _called_off(starting: asyncio.Task[Door]) -> None:
+    done, _ = await asyncio.wait({starting}, timeout=CALLED_OFF)
+    starting.cancel()
+    if done and starting.exception() is None:
+        await asyncio.to_thread(goodbye, starting.result())
 
 
 async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:

@@ -24,6 +24,7 @@ from rrmove import (
     Unusable,
     serve_once,
 )
+from rrmove_plugins.http.sender import changed
 from rrmove_plugins.http.trust import plain_allowed, tls_of
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ async def _pull(job: Job, serving: Serving, host: str, moved: _Moved) -> None:
         if now - moved.last > SILENCE:
             raise Transient(f"the node has pulled nothing for {SILENCE:g} s", node=node)
     if serving.trouble is not None:
+        if not job.request.source.unchanged():
+            raise changed(job)
         raise _meaning(serving.trouble, node)
 
 

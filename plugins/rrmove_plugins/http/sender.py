@@ -34,6 +34,25 @@ GOODBYE = 1.0  # s that the end of a server may take to be asked for
 ENOUGH = {200, 201, 204}
 
 
+def changed(job: Job) -> Fatal:
+    """Say that what was sent is not what was hashed, and why."""
+    return Fatal(
+        f"{str(job.request.source.path)!r} was changed while it was sent; nothing was committed",
+        node=job.request.node.name,
+        remedy="Run the same command again when nobody writes to the file",
+    )
+
+
+def goodbye(door: Door, line: Line | None = None) -> None:
+    """Send a receiver home, over a line that is there or one more. Blocks, for a second or two at most."""
+    with contextlib.suppress(OSError, ValueError, TransportError):
+        line = line or Line(door, GOODBYE)
+        try:
+            line.delete()
+        finally:
+            line.close()
+
+
 class Sender:
     """One attempt at a door. `run()` returns once every span was acknowledged.
 
@@ -78,16 +97,8 @@ class Sender:
     async def _leave(self, work: list[asyncio.Future[None]]) -> None:
         """Wait for the threads, and send the server home where it is ours; it would go by itself soon."""
         await asyncio.wait(work)
-        if self._door.once and self.reached:
-            await asyncio.to_thread(self._goodbye)
-
-    def _goodbye(self) -> None:
-        with contextlib.suppress(OSError, ValueError, TransportError):
-            line = self._spare or Line(self._door, min(self._timeout, GOODBYE))
-            try:
-                line.delete()
-            finally:
-                line.close()
+        if self._door.once and (self.reached or self._error is None):  # without either, it was cancelled early
+            await asyncio.to_thread(goodbye, self._door, self._spare)
 
     # In the threads
 
@@ -98,7 +109,8 @@ class Sender:
             except (OSError, ValueError) as error:
                 self._put_back(span)
                 said = "it does not answer" if isinstance(error, TimeoutError) else str(error)
-                self._fault(f"no connection: {said}", None)
+                shut = isinstance(error, TimeoutError | ConnectionRefusedError)  # a reset may be one connection's fate
+                self._fault(f"no connection: {said}", None, shut=shut)
                 continue
             except TransportError as error:
                 self._put_back(span)
@@ -166,6 +178,8 @@ class Sender:
             with self._change:
                 self._wrong[chunk] += 1
                 hopeless = self._wrong[chunk] >= WRONG
+            if not self._job.request.source.unchanged():
+                raise changed(self._job)
             if hopeless:
                 raise IntegrityError(
                     f"bytes {span.start} to {span.stop} arrive wrong again and again ({WRONG} times)",
@@ -244,15 +258,15 @@ class Sender:
 
     # Ends
 
-    def _fault(self, what: str, line: Line | None, *, heavy: bool = False) -> None:
+    def _fault(self, what: str, line: Line | None, *, heavy: bool = False, shut: bool = False) -> None:
         """Note that a line broke; without anything acknowledged in between, it ends the attempt in the end.
 
-        `heavy`: it took long to find out, so that a few of these are enough.
+        `heavy`: it took long to find out, so that a few of these are enough. `shut`: nobody took the call.
         """
         node = self._job.request.node.name
         with self._change:
             self._faults += self._count if heavy else 1
-            hopeless = not self.reached or self._faults > 2 * self._count
+            hopeless = (shut and not self.reached) or self._faults > 2 * self._count
         if line is not None and not self._stopped:
             lost = ConnectionLost(node, "http", what, round(line.age, 2), line.carried)
             with contextlib.suppress(RuntimeError):
@@ -279,4 +293,4 @@ class Sender:
             line.cut()
 
 
-__all__ = ["Sender"]
+__all__ = ["Sender", "changed", "goodbye"]
