@@ -248,7 +248,8 @@ def test_the_last_json_line_has_what_was_promised(here: Lab, tmp_path: Path) -> 
     last = events[-1]
     types = {
         "event": str, "ok": bool, "transport": str, "source": str, "node": str, "destination": str, "size": int,
-        "digest": str, "bytes_sent": int, "bytes_reused": int, "seconds": float, "attempts": list, "refusals": list,
+        "digest": str, "verified": list, "unverified": type(None),
+        "bytes_sent": int, "bytes_reused": int, "seconds": float, "attempts": list, "refusals": list,
     }  # fmt: skip
     assert {key: type(value) for key, value in last.items()} == types
     assert last["event"] == "finished"

@@ -120,7 +120,7 @@ async def test_it_fetches_from_us_where_no_mirror_is_named(source: Path, embedde
 async def test_killed_on_its_way_chunked_goes_on_with_what_it_had(
     source: Path, embedded: EmbeddedNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Chunked, "capabilities", replace(Chunked.capabilities, setup=5000.0))  # the second choice
+    monkeypatch.setattr(Chunked, "capabilities", replace(Chunked.capabilities, setup=1e6))  # the second choice
     with Web({"/a": Page(DATA, rate=2 * MB)}) as one, Web({"/b": Page(DATA, rate=2 * MB)}) as two:
         seen: list[Event] = []
         urls = [one.url("/a"), two.url("/b")]
