@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.lab import Profile
 from tests.lab.moving import (
     LOGIN,
     MB,
@@ -284,3 +286,15 @@ def test_the_wrong_command_is_a_matter_of_usage(here: Lab, source: File) -> None
         done = rrmove(here, *words)
         assert done.code == 2, done.err
         assert "rrmove" in done.err
+
+
+def test_a_key_that_is_refused_before_the_right_one_costs_no_wait(lab: MakeLab, tmp_path: Path) -> None:
+    """The channel is asked for behind the first key; where that is refused, it is asked for anew behind the next."""
+    here = lab(Profile("keys", rtt_ms=20))
+    other = tmp_path / "other"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)], check=True)
+    text = here.ssh_config.read_text()
+    here.ssh_config.write_text(text.replace("  IdentityFile", f"  IdentityFile {other}\n  IdentityFile", 1))
+    source = make(tmp_path / "model.bin", MB)
+    arrive(here, source, "keys", TARGET)
+    assert here.connects("keys") == 1  # our own client was let in: `ssh` did not have to take over

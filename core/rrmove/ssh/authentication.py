@@ -88,7 +88,7 @@ def _nothing_more(_message: paramiko.Message) -> None:
 class Authentication:
     """One login's authentication, with keys only: nobody is there to be asked for a password."""
 
-    transport: paramiko.Transport
+    transport: EagerTransport
     settings: LoginSettings
     explain: Callable[[str], RRMoveError]  # words in the manner of ssh's to the error that they mean
     complaints: list[str] = field(default_factory=list)
@@ -120,6 +120,8 @@ class Authentication:
             if not self.transport.is_active():
                 raise
             self.complaints.append(f"{what}: {error}")
+            # The channel that was asked for behind this key was refused with it: it is asked for anew once we are in.
+            self.transport.eager, self.transport.opening = False, None
             return False
         if further:
             self.complaints.append(f"{what}: accepted, but the node wants {', '.join(further)} besides")
