@@ -201,7 +201,7 @@ def test_who_shuts_it_out_waits_for_who_writes(served: Served) -> None:
     fd = os.open(part, os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_SH)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(agent, "LOCKING", 0.05)
+        patch.setattr(agent.journal, "LOCKING", 0.05)
         with pytest.raises(agent.Refused, match="keeps writing"):
             agent.shut_out(us, part)
     assert served.put(begun, data, 0, 100).status == 200  # it shares the lock

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,13 +25,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rrmove.ssh.boot import agent_text
+from rrmove.ssh import agent
+from rrmove.ssh.boot import PIECES, agent_source, agent_text
 from tests.ssh.local import alive, until
 
 HEADER = struct.Struct(">4sII")
 EVERY_BYTE = bytes(range(256))
 PROOF = b"\nRRMOVE-BYTES " + EVERY_BYTE + b"\0RRMOVE-READY\n"
-SOURCE = resources.files("rrmove.ssh").joinpath("agent.py").read_text("utf-8")
+SOURCE = agent_source()
 MIB = 1 << 20
 
 
@@ -152,6 +152,19 @@ def test_the_source_is_python_3_6() -> None:
     used |= {keyword.arg for call in calls for keyword in call.keywords if keyword.arg}
     assert not used & newer
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.NamedExpr | ast.Match)]
+
+
+def test_every_piece_is_sent_and_none_takes_a_name_of_another() -> None:
+    folder = Path(agent.__file__).parent
+    assert {path.stem for path in folder.glob("*.py")} == {"__init__", *PIECES}
+    given = []
+    for node in ast.parse(SOURCE).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            given.append(node.name)
+        elif isinstance(node, ast.Assign):
+            given += [name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    assert len(given) > 50
+    assert sorted(given) == sorted(set(given))
 
 
 def test_the_source_imports_the_standard_library_alone() -> None:

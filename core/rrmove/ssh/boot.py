@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import re
 import zlib
 from pathlib import Path
 
@@ -18,12 +19,27 @@ BOOT = (
 )
 
 
+PIECES = ("common", "journal", "disk", "landing", "leftovers", "node", "wire")  # each may use those before it
+OF_ONE_ANOTHER = re.compile(r"^from rrmove\..* import (?:\([^)]*\)|.*)\n", re.MULTILINE)
+
+
 @functools.cache
 def agent_text() -> bytes:
     """Give the agent as the line that BOOT reads: printable, for channels that are not 8-bit clean."""
-    return one_line("agent.py")
+    return _line(agent_source())
+
+
+def agent_source() -> str:
+    """Join the agent's pieces into one program."""
+    folder = Path(__file__).with_name("agent")
+    texts = [OF_ONE_ANOTHER.sub("", (folder / f"{piece}.py").read_text("utf-8")) for piece in PIECES]
+    return "\n".join([*texts, "main()\n"])
 
 
 def one_line(name: str) -> bytes:
     """Give a program of this directory as a line that BOOT reads."""
-    return base64.b64encode(zlib.compress(Path(__file__).with_name(name).read_bytes(), 9)) + b"\n"
+    return _line(Path(__file__).with_name(name).read_text("utf-8"))
+
+
+def _line(source: str) -> bytes:
+    return base64.b64encode(zlib.compress(source.encode("utf-8"), 9)) + b"\n"
