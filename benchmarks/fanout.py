@@ -1,6 +1,6 @@
 """One file to many embedded nodes under resets: the seconds, and the memory of the process that sends.
 
-    python -m benchmarks.fanout [--nodes 64] [--size MIB] [--at-once N] [--reset-after BYTES]
+    python -m benchmarks.fanout [--nodes 64] [--size MIB] [--at-once N] [--rtt S]
 
 The nodes are in a process of their own; what is weighed is `rrmove auto` with all that it started, from outside, twenty
 times a second: resident memory (RSS, which counts a page that two processes share twice) and its fair share (PSS).
@@ -114,9 +114,8 @@ def weighed(argv: list[str], environ: dict[str, str]) -> tuple[int, Weighed, flo
     return process.returncode, weight, seconds, "".join(out)
 
 
-def serve(count: int, reset_after: int | None) -> None:
+def serve(count: int, faults: Faults) -> None:
     """Be the nodes: tell where they are, and after a line on stdin, what befell them."""
-    faults = Faults(reset_after_bytes=reset_after)
     with ExitStack() as stack:
         nodes = [stack.enter_context(EmbeddedNode(faults, name=f"gpu-{number}")) for number in range(count)]
         print(json.dumps([[node.name, str(node.home), str(node.ssh_config)] for node in nodes]), flush=True)
@@ -124,14 +123,14 @@ def serve(count: int, reset_after: int | None) -> None:
         print(json.dumps([[node.resets, node.logins, node.bytes_in] for node in nodes]), flush=True)
 
 
-def measure(count: int, size: int, at_once: int | None, reset_after: int | None, *words: str) -> dict[str, Any]:
+def measure(count: int, size: int, reset_after: int, *words: str, rtt: float = 0.0) -> dict[str, Any]:
     """Move a file of so many bytes to so many nodes."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         source, state = Path(folder) / "model.bin", Path(folder) / "state"
         source.write_bytes(os.urandom(size))
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
         argv = [sys.executable, "-m", "benchmarks.fanout", "--serve", "--nodes", str(count)]
-        argv += ["--reset-after", str(reset_after or 0)]
+        argv += ["--reset-after", str(reset_after), "--rtt", str(rtt)]
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as nodes:
             assert nodes.stdin is not None
             assert nodes.stdout is not None
@@ -139,7 +138,6 @@ def measure(count: int, size: int, at_once: int | None, reset_after: int | None,
             config = Path(folder) / "ssh_config"
             config.write_text("\n".join(Path(path).read_text() for _, _, path in told))
             command = [str(RRMOVE), "auto", "--json", "-q", "-F", str(config), *words]
-            command += ["--at-once", str(at_once)] if at_once else []
             command += [str(source), *(name for name, _, _ in told)]
             code, weight, seconds, out = weighed(command, {"XDG_STATE_HOME": str(state)})
             whole = 0
@@ -168,20 +166,23 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=64)
     parser.add_argument("--size", type=int, default=8, help="MiB")
     parser.add_argument("--at-once", type=int)
-    parser.add_argument("--reset-after", type=int, default=3_000_000, help="bytes; 0: never")
+    parser.add_argument("--reset-after", type=int, default=3_000_000, help="bytes")
+    parser.add_argument("--rtt", type=float, default=0.0, help="seconds")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    wanted, words = parser.parse_known_args()
+    wanted = parser.parse_args()
     if wanted.serve:
-        serve(wanted.nodes, wanted.reset_after or None)
+        serve(wanted.nodes, Faults(reset_after_bytes=wanted.reset_after, rtt=wanted.rtt))
         return
-    found = measure(wanted.nodes, wanted.size << 20, wanted.at_once, wanted.reset_after or None, *words)
+    words = ("--at-once", str(wanted.at_once)) if wanted.at_once else ()
+    found = measure(wanted.nodes, wanted.size << 20, wanted.reset_after, *words, rtt=wanted.rtt)
     weight = found["weight"]
     programs = ", ".join(
         f"{count} {name} {weight.by_program[name] / 1e6:.0f}" for name, count in weight.processes.items()
     )
     row = {
         "nodes": wanted.nodes,
-        "at once": wanted.at_once or "default",
+        "at once": wanted.at_once or "16, the default",
+        "round trip, ms": f"{1000 * wanted.rtt:.0f}",
         "whole": found["whole"],
         "s": f"{found['seconds']:.1f}",
         "resets": found["resets"],

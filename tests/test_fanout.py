@@ -358,7 +358,7 @@ async def test_a_transport_that_blocks_is_named_among_those_at_work(
 
 def test_to_many_nodes_under_resets_in_little_memory() -> None:
     """A small benchmarks/fanout.py: the nodes are in a process of their own, and the command is weighed."""
-    found = measure(10, 4 << 20, None, 1_500_000)
+    found = measure(10, 4 << 20, 1_500_000)
     assert found["code"] == 0, found["out"]
     assert found["whole"] == found["reset"] == 10
     assert found["sent"] < 1.3
