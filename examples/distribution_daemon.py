@@ -183,27 +183,29 @@ class Daemon:
             if isinstance(event, rrmove.ConnectionLost):
                 report("lost", file=source.name, node=event.node, reason=event.reason)
 
-        nodes = [self.nodes[place] for place in due]
+        left = {place: self.nodes[place] for place in due}
+        nodes = list(left.values())
         try:
             async with aclosing(rrmove.distribute(source, nodes, concurrency=self.slots, on_event=see)) as outcomes:
                 async for outcome in outcomes:
-                    self.ended(source, outcome)
+                    place = f"{outcome.request.node.name}:{outcome.request.destination}"
+                    del left[place]
+                    self.moving.discard((source.name, place))  # others may go on for long: it may be tried again
+                    self.ended(source, place, outcome)
         except rrmove.RRMoveError as error:  # of the whole call: it has reached none of them
-            for place, node in zip(due, nodes, strict=True):
+            for place, node in left.items():
                 self.put_off((source.name, place), node.name, str(error))
         finally:
-            self.moving -= {(source.name, place) for place in due}
+            self.moving -= {(source.name, place) for place in left}
 
-    def ended(self, source: rrmove.Source, outcome: rrmove.Outcome) -> None:
+    def ended(self, source: rrmove.Source, place: str, outcome: rrmove.Outcome) -> None:
         """Take note of what became of one move."""
-        node = outcome.request.node.name
-        key = source.name, f"{node}:{outcome.request.destination}"
-        self.moving.discard(key)
+        key, node = (source.name, place), outcome.request.node.name
         self.bytes_sent += outcome.bytes_sent
         if not outcome.ok:
             self.put_off(key, node, outcome.error)
             return
-        self.reached.note(source, key[1])
+        self.reached.note(source, place)
         self.failing.pop(key, None)
         self.delivered += 1
         fields = ("destination", "digest", "bytes_sent", "bytes_reused", "seconds")
