@@ -16,7 +16,9 @@ from rrmove.testing import EmbeddedNode, Faults
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-EXAMPLES = sorted((Path(__file__).resolve().parent.parent / "examples").glob("*.py"))
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+DAEMON = FOLDER / "distribution_daemon.py"  # see test_distribution_daemon.py
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path != DAEMON)
 SIZE = 7_000_003  # more than one connection of the node below carries, and no multiple of anything
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh program")

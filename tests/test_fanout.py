@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rrmove
+from benchmarks.fanout import measure
 from rrmove import common, fanout, manifest
 from rrmove.hooks import load_hooks
 from rrmove.inventory import load_inventory
@@ -291,11 +292,11 @@ async def test_no_more_moves_are_at_work_than_allowed(nodes: dict[str, EmbeddedN
 
 
 async def test_who_is_silent_makes_room_for_the_next_and_who_is_not_does_not() -> None:
-    places = fanout.Places(1, patience=0.1)
-    async with places.place(), asyncio.timeout(10), places.place():
+    slots = rrmove.Slots(1, patience=0.1)
+    async with slots.one(), asyncio.timeout(10), slots.one():
         pass  # the first one said nothing, and did not hold up the second
-    async with places.place() as alive:
-        waiting = asyncio.create_task(places.place().__aenter__())
+    async with slots.one() as alive:
+        waiting = asyncio.create_task(slots.one().__aenter__())
         for _ in range(12):
             await asyncio.sleep(0.03)
             alive()
@@ -353,3 +354,15 @@ async def test_a_transport_that_blocks_is_named_among_those_at_work(
     words = [attempt.error or "" for attempt in outcomes["gpu-1"].attempts]
     assert any("blocker blocked the event loop" in each for each in words)
     assert time.monotonic() - before < 25
+
+
+def test_to_many_nodes_under_resets_in_little_memory() -> None:
+    """A small benchmarks/fanout.py: the nodes are in a process of their own, and the command is weighed."""
+    found = measure(10, 4 << 20, 1_500_000)
+    assert found["code"] == 0, found["out"]
+    assert found["whole"] == found["reset"] == 10
+    assert found["sent"] < 1.3
+    weight = found["weight"]
+    assert len(weight.by_program) >= 2, "its children were not seen"
+    # As much for itself as it has in any move, and for each connection less than 10 MB: at 64 nodes that is 200.
+    assert weight.pss <= 40e6 + 10e6 * (1 + 10)

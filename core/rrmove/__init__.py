@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         Verified,
         Waiting,
     )
-    from rrmove.fanout import distribute
+    from rrmove.fanout import Slots, distribute
     from rrmove.hooks import hookimpl
     from rrmove.inventory import Inventory, load_inventory
     from rrmove.knowledge import Knowledge, Life
@@ -102,7 +102,7 @@ _HOMES = {
         "Verified",
         "Waiting",
     ),
-    "fanout": ("distribute",),
+    "fanout": ("Slots", "distribute"),
     "hooks": ("hookimpl",),
     "inventory": ("Inventory", "load_inventory"),
     "knowledge": ("Knowledge", "Life"),
@@ -204,6 +204,7 @@ __all__ = [
     "Session",
     "Settings",
     "Size",
+    "Slots",
     "Source",
     "Step",
     "Transient",

@@ -40,7 +40,7 @@ async def distribute(
     source: str | Path | Source,
     targets: str | Node | Iterable[str | Node],
     *,
-    concurrency: int = AT_ONCE,
+    concurrency: int | Slots = AT_ONCE,
     **wishes: Unpack[Wishes],
 ) -> AsyncGenerator[Outcome]:
     """Move a file to many places, and give the outcome of each as it ends; takes what `move()` takes.
@@ -50,8 +50,9 @@ async def distribute(
     `outcome.error` why not. Raises UsageError before anything is sent where a target means
     nothing, the source cannot be read, or a setting is wrong. The source is hashed and judged
     once; `limit_rate` and `deadline` are for all together. At most `concurrency` moves are at work
-    at the same time, not counting those from which nothing was heard for ten seconds; places on
-    the same node take turns. A repeat sends what is missing, where it is. Leaving the loop early
+    at the same time, not counting those from which nothing was heard for ten seconds; a program
+    that distributes several files at once gives all of them the same `Slots(16)`. Places on the
+    same node take turns. A repeat sends what is missing, where it is. Leaving the loop early
     cancels what still runs; its part files stay for the repeat.
     """
     nodes = places((targets,) if isinstance(targets, str | Node) else targets, wishes.get("inventory"))
@@ -61,18 +62,17 @@ async def distribute(
 
 
 async def ended(
-    source: str | Path | Source, nodes: Sequence[Node], *, concurrency: int = AT_ONCE, **wishes: Unpack[Wishes]
+    source: str | Path | Source, nodes: Sequence[Node], *, concurrency: int | Slots = AT_ONCE, **wishes: Unpack[Wishes]
 ) -> AsyncGenerator[Ended]:
     """Do what `distribute()` does for places that were looked up, and give each outcome with its error."""
     options = options_of(wishes)
-    if concurrency < 1:
-        raise UsageError("not even one move may be at work at a time", remedy="Allow at least one")
+    slots = concurrency if isinstance(concurrency, Slots) else Slots(concurrency)
     if not nodes:
         raise UsageError("there is no target", remedy="Name at least one node")
     seen = source if isinstance(source, Source) else Source.of(source)
     await asyncio.to_thread(_check_settings, nodes, options)
-    common = Common(seen, options, sharers=min(concurrency, len({node.name for node in nodes})))
-    batch = Batch(seen, options, common, Places(concurrency), wishes)
+    common = Common(seen, options, sharers=min(slots.count, len({node.name for node in nodes})))
+    batch = Batch(seen, options, common, slots, wishes)
     over: asyncio.Queue[asyncio.Task[Ended]] = asyncio.Queue()
     before = children() if options.alone else frozenset()
     tasks = {asyncio.create_task(batch.move(node)): node for node in nodes}
@@ -119,14 +119,14 @@ class Batch:
     source: Source
     options: Options
     common: Common
-    at_work: Places
+    slots: Slots
     wishes: Wishes
     turns: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def move(self, node: Node) -> Ended:
         """Take one node to its end, and give what came of it. Raises nothing of its own."""
         # Two moves to one place that was written in two ways would take the part file from each other.
-        async with self.turns[node.name], self.at_work.place() as alive:
+        async with self.turns[node.name], self.slots.one() as alive:
             started, deadline = time.monotonic(), self.options.deadline
             if deadline is not None and started - self.common.began >= deadline:
                 late = Fatal(f"the deadline of {deadline:g} s had passed before its turn came", node=node.name)
@@ -167,15 +167,22 @@ class Batch:
         return Outcome(request=request, plan=Plan(()), seconds=seconds, error=words), error
 
 
-class Places:
-    """A limited number of places at work; who is silent there for too long makes room for the next."""
+class Slots:
+    """So many moves may be at work at a time; who is silent for `patience` seconds makes room for the next.
+
+    What several calls of `distribute()` are given counts for all of them together, in one event loop.
+    Raises UsageError for less than one.
+    """
 
     def __init__(self, count: int, patience: float = SILENT) -> None:
+        if count < 1:
+            raise UsageError("not even one move may be at work at a time", remedy="Allow at least one")
+        self.count = count
         self._free, self._patience = asyncio.Semaphore(count), patience
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[Callable[[], None]]:
-        """Wait for a place; gives what is to be called at each sign of life."""
+    async def one(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait for a slot; gives what is to be called at each sign of life."""
         await self._free.acquire()
         held = _Held(self._free, self._patience)
         try:
@@ -185,7 +192,7 @@ class Places:
 
 
 class _Held:
-    """A place that somebody has, until they leave or fall silent."""
+    """A slot that somebody has, until they leave or fall silent."""
 
     def __init__(self, free: asyncio.Semaphore, patience: float) -> None:
         self._free, self._patience = free, patience
@@ -210,4 +217,4 @@ class _Held:
             self.leave()
 
 
-__all__ = ["distribute", "ended"]
+__all__ = ["Slots", "distribute", "ended"]

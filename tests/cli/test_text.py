@@ -61,3 +61,13 @@ def test_long_cells_are_broken_inside_their_own_column() -> None:
 
 def test_without_a_terminal_a_row_is_a_line() -> None:
     assert len(columns([("a", "word " * 100)])) == 1
+
+
+def test_what_can_be_spared_is_left_out_where_the_width_is_too_small() -> None:
+    rows = [("gpu-0", "verified", "9.1 s", "1.3 MB/s", ""), ("gpu-1", "failed", "0.6 s", "", "the disk is full")]
+    head = ("NODE", "RESULT", "TOOK", "RATE", "BY")
+    assert columns(rows, head, spare=(3, 2), width=50)[0].split() == list(head)
+    assert columns(rows, head, spare=(3, 2), width=49)[0].split() == ["NODE", "RESULT", "TOOK", "BY"]
+    assert columns(rows, head, spare=(3, 2), width=39)[0].split() == ["NODE", "RESULT", "BY"]
+    for width in (50, 49, 39):
+        assert max(map(len, columns(rows, head, spare=(3, 2), width=width))) <= width

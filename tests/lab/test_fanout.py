@@ -25,7 +25,7 @@ def test_eight_nodes_share_an_uplink_fairly_and_a_black_hole_and_a_full_disk_hol
     lab: MakeLab, tmp_path: Path
 ) -> None:
     here = fresh(lab(*NODES, uplink=UPLINK))
-    source = make(tmp_path / "model.bin", 16 * MB)
+    source = make(tmp_path / "model.bin", 12 * MB)
 
     # All eight: as fast as each other
     all_eight = [f"{name}:/data/" for name in GOOD]
@@ -37,24 +37,31 @@ def test_eight_nodes_share_an_uplink_fairly_and_a_black_hole_and_a_full_disk_hol
     assert sum(here.bytes_to(name) for name in GOOD) - before <= 8 * 1.1 * (source.size + LOGIN)
     assert {here.sha256(name, "/data/model.bin") for name in GOOD} == {source.digest}
 
-    # Six that are well, one that swallows all packets, one that is full
-    here.wipe()
+    # Six that are well, one that swallows all packets, one that is full; others use this machine, too: three rounds
     hole, *six = GOOD[:7]
-    here.filter_ports(hole, ssh=False)
-    connects = here.connects(hole)
-    targets = [f"{name}:/data/" for name in (hole, "tiny", *six)]
-    done = rrmove(here, "auto", "--json", source.path, *targets, timeout=90)
-    here.filter_ports(hole)
-    assert done.code == 1
-    assert here.connects(hole) > connects
-    ends = {each["node"]: each for each in done.last["nodes"]}
-    assert {name for name, end in ends.items() if not end["ok"]} == {hole, "tiny"}
-    assert f"rrmove: {hole}: " in done.err
-    assert "rrmove: tiny: the disk is full" in done.err
-    for name in six:
-        assert here.sha256(name, "/data/model.bin") == source.digest
-        assert not parts(here, name)
-    assert max(ends[name]["seconds"] for name in six) < max(took)  # of eight: who is not there costs nothing
+    for _ in range(3):
+        here.wipe()
+        done = rrmove(here, "auto", "--json", source.path, *[f"{name}:/data/" for name in six], timeout=60)
+        assert done.code == 0, done.err
+        alone = max(each["seconds"] for each in done.last["nodes"])
+        here.wipe()
+        here.filter_ports(hole, ssh=False)
+        connects = here.connects(hole)
+        targets = [f"{name}:/data/" for name in (hole, "tiny", *six)]
+        done = rrmove(here, "auto", "--json", source.path, *targets, timeout=90)
+        here.filter_ports(hole)
+        assert done.code == 1
+        assert here.connects(hole) > connects
+        ends = {each["node"]: each for each in done.last["nodes"]}
+        assert {name for name, end in ends.items() if not end["ok"]} == {hole, "tiny"}
+        assert f"rrmove: {hole}: " in done.err
+        assert "rrmove: tiny: the disk is full" in done.err
+        for name in six:
+            assert here.sha256(name, "/data/model.bin") == source.digest
+            assert not parts(here, name)
+        if (beside := max(ends[name]["seconds"] for name in six)) <= 1.1 * alone:
+            break
+    assert beside <= 1.1 * alone
 
     # The same again: nothing is sent where it is, all of it where it is not
     counts = {name: here.bytes_to(name) for name in GOOD}

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, TextIO
 
 from rrmove.cli import failure, interrupt
 from rrmove.cli.auto import tick, wishes
-from rrmove.cli.board import Board, board
+from rrmove.cli.board import NAME, Board, board
 from rrmove.cli.jsonlines import JSONLines, outcome_object, unfinished_object
 from rrmove.cli.result import transports
 from rrmove.cli.stdout import kept
-from rrmove.cli.table import columns, show
+from rrmove.cli.table import columns, room_for, show
 from rrmove.cli.tallies import Tallies
-from rrmove.cli.text import joined, plural, say
+from rrmove.cli.text import joined, middle_out, plural, say
 from rrmove.errors import NoRouteError, RRMoveError
 from rrmove.model import Source, shown_url
 from rrmove.units import format_rate, format_seconds, format_size
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rrmove.model import Node, Outcome
 
 FAILED = 1
+WIDE = 80  # columns below which long names are shortened in the table; errors have them in full
 NAMED = 8  # nodes that share an error and are named before it; the table has them all
 
 
@@ -156,8 +157,10 @@ class _Batch:
         rows = []
         for node in self.errand.nodes:
             label = node.name if names.count(node.name) == 1 else f"{node.name}:{node.destination or ''}"
+            label = label if room_for() >= WIDE else middle_out(label, NAME)
             rows.append((label, *self._cells(_key(node))))
-        return columns(rows, ("NODE", "RESULT", "TOOK", "RATE", "SENT", "REUSED", "BY"), right=(2, 3, 4, 5))
+        head = ("NODE", "RESULT", "TOOK", "RATE", "SENT", "REUSED", "BY")
+        return columns(rows, head, right=(2, 3, 4, 5), spare=(4, 5, 3, 2))
 
     def _cells(self, key: tuple[str, str]) -> tuple[str, ...]:
         outcome = self.outcomes.get(key)

@@ -23,25 +23,33 @@ def columns(  # noqa: PLR0913 - what a table looks like, by name
     *,
     right: Iterable[int] = (),
     wrap: Iterable[int] = (-1,),
+    spare: Iterable[int] = (),
     indent: str = "",
     width: int | None = None,
 ) -> list[str]:
     """Lay out rows of cells under their heads; without rows there is nothing to lay out.
 
     Cells numbered in `right` are aligned there; those in `wrap` are broken into lines where
-    `width` is too small. It is the terminal's by default, and without a terminal there is room
-    for all: a program that reads this counts lines. Columns without any text are left out.
+    `width` is too small; where that is not enough, those in `spare` are left out, the first one
+    first. The width is the terminal's by default, and without a terminal there is room for all: a
+    program that reads this counts lines. Columns without any text are left out.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     if not cells:
         return []
     count = len(cells[0])
     used = [number for number in range(count) if not head or any(row[number] for row in cells)]
+    room, foldable = room_for(width) - len(indent), {number % count for number in wrap}
+    least = {number: max(len(row[number]) for row in ((head, *cells) if head else cells)) for number in used}
+    least |= {number: min(least[number], NARROW) for number in used if number in foldable}
+    for number in spare:
+        if number in used and sum(least[each] + len(GAP) for each in used) - len(GAP) > room:
+            used.remove(number)
     table = [[row[number] for number in used] for row in ([list(head), *cells] if head else cells)]
     flush = {used.index(number) for number in right if number in used}
-    soft = sorted({used.index(number % count) for number in wrap if number % count in used})
+    soft = sorted(used.index(number) for number in foldable if number in used)
     widths = [max(len(row[number]) for row in table) for number in range(len(used))]
-    _shrink(widths, soft, _room(width) - len(indent) - len(GAP) * (len(used) - 1))
+    _shrink(widths, soft, room - len(GAP) * (len(used) - 1))
     lines: list[str] = []
     for row in table:
         parts = [_broken(cell, wide) for cell, wide in zip(row, widths, strict=True)]
@@ -69,7 +77,8 @@ def _broken(cell: str, width: int) -> list[str]:
     return textwrap.wrap(cell, width, break_long_words=False, break_on_hyphens=False)
 
 
-def _room(width: int | None) -> int:
+def room_for(width: int | None = None) -> int:
+    """Give the columns that there are: `width`, else the terminal's; without a terminal as many as one likes."""
     if width is not None:
         return width
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
