@@ -14,3 +14,9 @@ class TestAria2(TransportSuite):
     @pytest.fixture
     def transport(self) -> Aria2:
         return Aria2()
+
+
+class TestAria2FromURLs(TestAria2):
+    """All of it once more, with what it claims besides files."""
+
+    source = "url"
