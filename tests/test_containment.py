@@ -32,6 +32,8 @@ from rrmove.watchdog import Blocked, Watchdog
 if TYPE_CHECKING:
     from rrmove.testing import EmbeddedNode
 
+pytestmark = pytest.mark.usefixtures("own_experience")
+
 SIZE = 5_000_001
 
 
@@ -63,11 +65,6 @@ async def put(job: Job, start: int, stop: int, data: bytes | None = None) -> Non
         job.progress(stop - start)
     finally:
         os.close(fd)
-
-
-@pytest.fixture(autouse=True)
-def own_experience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture
