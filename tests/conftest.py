@@ -17,7 +17,7 @@ from tests.lab.fixtures import lab  # noqa: E402 - needs the line above
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["lab", "own_home"]
+__all__ = ["lab", "own_experience", "own_home"]
 
 LAB = ROOT / "tests" / "lab"
 KINDS = ("CACHE", "CONFIG", "DATA", "STATE")
@@ -59,3 +59,9 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in STRANGE:
             patch.delenv(name, raising=False)
         yield home
+
+
+@pytest.fixture
+def own_experience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test not know what another one found out about a node of that name; for `usefixtures`."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,16 +18,21 @@ import pytest
 
 import rrmove
 from rrmove import API_VERSION, Capabilities, Facts, FilePart, Job, Request, Transient, Unusable
+from rrmove.children import children, command_of
 from rrmove.cli import interrupt
 from rrmove.containment import run_to_end
 from rrmove.discovery import discover
+from rrmove.experience import default_path
 from rrmove.fitness import accepted_versions, made
 from rrmove.guests import load
 from rrmove.model import Node, Outcome, SSHSettings
+from rrmove.unended import begun, unended
 from rrmove.watchdog import Blocked, Watchdog
 
 if TYPE_CHECKING:
     from rrmove.testing import EmbeddedNode
+
+pytestmark = pytest.mark.usefixtures("own_experience")
 
 SIZE = 5_000_001
 
@@ -57,11 +65,6 @@ async def put(job: Job, start: int, stop: int, data: bytes | None = None) -> Non
         job.progress(stop - start)
     finally:
         os.close(fd)
-
-
-@pytest.fixture(autouse=True)
-def own_experience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture
@@ -266,6 +269,106 @@ class TestLeftBehind:
         moved(Leaky, alone=True, on_event=seen.append)
         (left,) = [event for event in seen if isinstance(event, rrmove.LeftBehind)]
         assert left.processes == ("sleep 456.7",)
+
+    def test_a_daemon_does_not_escape_by_a_double_fork(self, moved: Any) -> None:
+        class Daemon(Stranger):
+            async def send(self, job: Job) -> None:
+                del job
+                words = "(setsid sh -c 'sleep 456.8; true' >/dev/null 2>&1 </dev/null &)"
+                await (await asyncio.create_subprocess_exec("sh", "-c", words)).wait()
+                raise Unusable("no")
+
+        seen: list[rrmove.Event] = []
+        moved(Daemon, alone=True, on_event=seen.append)
+        (left,) = [event for event in seen if isinstance(event, rrmove.LeftBehind)]
+        assert left.processes
+        assert not [words for words in processes().values() if "456.8" in words]
+
+    def test_it_escapes_where_others_may_start_processes(self, moved: Any) -> None:
+        class Daemon(Stranger):
+            async def send(self, job: Job) -> None:
+                del job
+                words = "(sleep 456.9 >/dev/null 2>&1 </dev/null &)"
+                await (await asyncio.create_subprocess_exec("sh", "-c", words)).wait()
+                raise Unusable("no")
+
+        moved(Daemon)
+        (pid,) = [pid for pid, words in processes().items() if words == "sleep 456.9"]
+        assert pid not in children()
+        os.kill(pid, signal.SIGKILL)
+
+
+def processes() -> dict[int, str]:
+    return {int(path.name): command_of(int(path.name)) for path in Path("/proc").glob("[0-9]*")}
+
+
+class TestEndsTheProgram:
+    """What cannot be caught is known at the next start."""
+
+    SCRIPT = """
+import os, sys
+from tests.test_containment import Stranger
+class Ender(Stranger):
+    name = "ender"
+    async def send(self, job):
+        os._exit(7)
+"""
+
+    def again(self, where: Path, source: Path, config: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "rrmove",
+            *words,
+            source,
+            "embedded",
+            "--plugin",
+            where,
+            "-F",
+            config,
+        ]
+        argv += ["-F", config, "--json", "--without", "rsync"]
+        root = str(Path(__file__).parents[1])
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONPATH": root}
+        )
+
+    def test_it_comes_last_at_the_next_start(self, rrmove_node: EmbeddedNode, source: Path, tmp_path: Path) -> None:
+        where, config = tmp_path / "ender.py", rrmove_node.ssh_config
+        where.write_text(self.SCRIPT)
+        assert self.again(where, source, config, "auto").returncode == 7
+        assert set(unended()) == {"ender"}
+        plan = json.loads(self.again(where, source, config, "plan").stdout.splitlines()[-1])
+        assert plan["steps"][-1]["transport"] == "ender"
+        assert "last, as rrmove itself ended while it was at work (" in plan["steps"][-1]["reason"]
+        done = self.again(where, source, config, "auto")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["transport"] != "ender"
+        assert (rrmove_node.home / "model.pth").read_bytes() == source.read_bytes()
+
+    def test_a_mark_counts_once_its_program_has_ended_and_until_another_attempt_ends(self) -> None:
+        with begun("one/two"):
+            assert not unended()  # it is at work
+        assert not list(default_path().with_name("at-work").iterdir())
+        pid = os.fork()
+        if not pid:
+            with begun("one/two"):
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert set(unended()) == {"one/two"}
+        with begun("another"):
+            pass
+        assert set(unended()) == {"one/two"}
+        with begun("one/two"):
+            pass
+        assert not unended()
+
+    @pytest.mark.parametrize("told", ["", "{}", "[]", '{"began": 0, "boot": ""}', "began"])
+    def test_what_makes_no_sense_counts_against_nobody(self, told: str) -> None:
+        folder = default_path().with_name("at-work")
+        folder.mkdir(parents=True)
+        (folder / "stranger.12").write_text(told)
+        assert unended() == {}
 
 
 class TestLoading:

@@ -29,19 +29,16 @@ from tests.web import OLD, Page, Web
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client here")
+pytestmark = [
+    pytest.mark.usefixtures("own_experience"),
+    pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client here"),
+]
 
 MB = 1_000_000
 GRAIN = 2 << 20
 WAYS = ("fetch", "relay")
 DATA = os.urandom(12 * MB)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def own_experience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test know what another one found out about a node of that name."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @dataclass

@@ -112,7 +112,7 @@ def test_its_transport_is_short() -> None:
     assert len(body) <= MOST_LINES
 
 
-# The four type checkers that people use, as far as they are installed here
+# The type checkers that people use, as far as they are installed here
 
 CHECKERS = {
     "mypy": ["mypy", "--strict", "--python-executable", sys.executable],
@@ -150,9 +150,9 @@ def test_type_checkers_agree_on_it(checker: str, tmp_path: Path) -> None:
     assert check("wrong.py").returncode != 0, "it says yes to everything"
 
 
-def test_three_of_them_are_installed_with_dev() -> None:
+def test_four_of_them_are_installed_with_dev() -> None:
     extras = (ROOT / "pyproject.toml").read_text()
-    assert all(f'"{name}' in extras for name in ("mypy", "pyrefly", "ty"))
+    assert all(f'"{name}' in extras for name in ("mypy", "basedpyright", "pyrefly", "ty"))
 
 
 # What is written for another name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
@@ -28,6 +29,7 @@ ASK = (
 )
 GONE = 3  # ASK's status where nobody answers
 STARTING = 20.0  # s for a busy node to start python3
+STOPPING = 5.0  # s that the end of one may take that was cancelled while it began; the core waits 10 for a transport
 
 
 def text_of(package: str, name: str) -> str:
@@ -69,11 +71,20 @@ class Lease:
         """Start a program; `duty` is its text behind that of `leased.py`, and ends in a call of `main()`.
 
         `given` reaches it on stdin, so it may hold secrets. Raises Unusable where it cannot start.
-        A start whose answer is lost is repeated; the first one ends when its lease does.
+        A start whose answer is lost is repeated; the first one ends when its lease does. Cancelled,
+        it ends what it has started.
         """
         text = text_of("rrmove.ssh", "leased.py") + "\n" + duty
-        said = await run_text(session, text, {**given, "lease": seconds}, timeout=STARTING)
-        return cls(session, cast("str", json.loads(said)["folder"]))
+        starting = asyncio.ensure_future(run_text(session, text, {**given, "lease": seconds}, timeout=STARTING))
+        try:
+            said = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # It is on its way and nobody will ask for it: it is ended here, or else by its lease.
+            with contextlib.suppress(TransportError, TimeoutError):
+                async with asyncio.timeout(STOPPING):
+                    await cls(session, _folder(await starting)).end()
+            raise
+        return cls(session, _folder(said))
 
     async def ask(self, question: bytes = b"") -> bytes:
         """Put a question and renew the lease. Raises Transient where the program has ended.
@@ -89,6 +100,10 @@ class Lease:
         """End the program; where it cannot be reached, its lease does it."""
         with contextlib.suppress(TransportError):
             await self.ask(b"end")
+
+
+def _folder(said: bytes) -> str:
+    return cast("str", json.loads(said)["folder"])
 
 
 class LeaseLost(Transient):

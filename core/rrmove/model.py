@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import stat
 import urllib.parse
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from rrmove.errors import UsageError
+from rrmove.errors import Fatal, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _Kind = TypeVar("_Kind")
 
@@ -164,6 +166,18 @@ class Source:
     def version(self) -> str:
         """What tells this content from others where nobody could hash it; empty where the manifest does."""
         return ""
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Open the file for reading and give its descriptor. Raises Fatal where it cannot be read any more."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Fatal(f"cannot read {str(self.path)!r}: {error.strerror}") from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def unchanged(self) -> bool:
         """Tell whether the file is still the one that was looked at."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from rrmove.landing import Place
     from rrmove.model import Remote, Request
-    from rrmove.session import Lane, Session
+    from rrmove.session import Lane, Reply, Session
 
 UNKNOWN = bytes(DIGEST)  # the digest of no content: what is not there yet
 LEDGER = ".received~"  # behind the journal's name, so that whoever sweeps takes it for a draft of one
@@ -216,17 +216,15 @@ class RemotePart(PartFile):
             return str(seen["sha256"]), str(seen["ino"])
 
     async def _shell(self, script: str, *words: str, body: str = "") -> None:
-        async def once() -> None:
+        async def once() -> Reply:
             lane = await self._session.control()
             argv = ["sh", "-c", script, "sh", *words]
-            reply = await lane.call("run", body.encode("ascii"), argv=argv, timeout=20.0)
-            if reply.fields["status"]:
-                said = str(reply.fields["errors"]).strip()
-                raise Transient(
-                    f"the ledger cannot be written: {said}", node=self._request.node.name, tried=self.ledger
-                )
+            return await lane.call("run", body.encode("ascii"), argv=argv, timeout=20.0)
 
-        await persistently(once)
+        fields = (await persistently(once)).fields
+        if fields["status"]:
+            said = str(fields["errors"]).strip()
+            raise Transient(f"the ledger cannot be written: {said}", node=self._request.node.name, tried=self.ledger)
 
 
 # The ledger goes with one part file: where its first line names another one, it is begun anew.

@@ -21,6 +21,7 @@ from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
 from rrmove.retry import persistently
 from rrmove.ssh.config import BULK, fast_ciphers
 from rrmove.ssh.login import SSHSession
+from rrmove.unended import strangers_last, unended
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -194,8 +195,9 @@ class Setting:
         return self.experience.knowledge(self.request.node.name, time.time())
 
     def adjusted(self, facts: Facts, plan: Plan) -> Plan:
-        """Let hooks adjust a plan."""
-        return self.common.hooks.adjust(self.request, facts, plan)
+        """Put strangers last that may have ended a program, and let hooks adjust a plan."""
+        suspects = {name: began for name, began in unended().items() if name not in self.registry.own}
+        return self.common.hooks.adjust(self.request, facts, strangers_last(plan, suspects))
 
     def remember(self, attempt: Attempt, missing: int, plan: Plan, facts: Facts, lives: Sequence[Life]) -> None:
         """Note what came of an attempt, for the next estimates."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rrmove import manifest as manifests
-from rrmove.children import children, end
+from rrmove.children import adopting, children, end_all
 from rrmove.containment import Loan, Tally, contained, kind_of
 from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
 from rrmove.events import (
@@ -31,6 +32,7 @@ from rrmove.probe import Facts
 from rrmove.ssh.failures import StaleError
 from rrmove.ssh.pipes import running
 from rrmove.transport import Job
+from rrmove.unended import begun
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -202,12 +204,7 @@ class Run:
             sent=sent,
             emit=tally.emit,
         )
-        options = self.request.options
-        others = children() if options.alone else frozenset()
-        error = await contained(transport.send(job), tally, loan, name, options.patience)
-        loan.end()
-        if options.alone and (left := children() - others - running()):
-            self.setting.emit(LeftBehind(node, name, await end(left)))
+        error = await self._watched(name, transport.send(job), tally, loan)
         lives = tally.lives
         self.lives += lives
         try:
@@ -246,6 +243,19 @@ class Run:
                 self.setting.forget_facts()
                 self.facts = self.facts.without(*self.setting.registry.needs.get(name, ()))
         return missing
+
+    async def _watched(
+        self, name: str, work: Coroutine[Any, Any, None], tally: Tally, loan: Loan
+    ) -> RRMoveError | None:
+        """Await a transport's work, whatever comes of it, and end what it leaves behind."""
+        options, own = self.request.options, name in self.setting.registry.own
+        others = children() if options.alone else frozenset()
+        with contextlib.nullcontext() if own else begun(name), adopting(yes=options.alone and not own):
+            error = await contained(work, tally, loan, name, options.patience)
+            loan.end()
+            if options.alone and (left := await end_all(lambda: children() - others - running())):
+                self.setting.emit(LeftBehind(self.request.node.name, name, left))
+        return error
 
     async def _land(self) -> Sequence[Range]:
         """Verify all of it and commit; gives what turned out to be missing instead."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rrmove import (
@@ -13,7 +12,6 @@ from rrmove import (
     TOOLS,
     Capabilities,
     ConnectionLost,
-    Fatal,
     FilePart,
     Job,
     Transient,
@@ -62,19 +60,14 @@ class Base64:
         if not job.missing:
             return
         try:
-            fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
-        pieces = _pieces(job, fd)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(_lanes(job)):
-                    group.create_task(_carry(job, pieces))
+            with job.request.source.opened() as fd:
+                pieces = _pieces(job, fd)
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(_lanes(job)):
+                        group.create_task(_carry(job, pieces))
         except BaseExceptionGroup as several:
             cause = foremost(several)
             raise cause from cause.__cause__
-        finally:
-            os.close(fd)
 
 
 def _lacking(tools: Mapping[str, str] | None) -> bool:

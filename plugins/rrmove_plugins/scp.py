@@ -83,14 +83,8 @@ class SCP:
             raise Unusable("scp needs the ssh program", node=job.request.node.name)
         if not job.missing:
             return
-        try:
-            source = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
-        try:
+        with job.request.source.opened() as source:
             await _send(job, source, [*OPTIONS, *_options(job, ssh)])
-        finally:
-            os.close(source)
 
 
 async def _send(job: Job, source: int, options: list[str]) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytestmark = [
+    pytest.mark.usefixtures("own_experience"),
     pytest.mark.skipif(shutil.which("aria2c") is None, reason="no aria2c here"),
     pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client here"),
 ]
@@ -39,12 +40,6 @@ MB = 1_000_000
 GRAIN = 2 << 20
 DATA = os.urandom(24 * MB)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def own_experience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test know what another one found out about a node of that name."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @pytest.fixture(scope="module")

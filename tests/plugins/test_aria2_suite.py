@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from rrmove.testing import TransportSuite
@@ -14,3 +16,20 @@ class TestAria2(TransportSuite):
     @pytest.fixture
     def transport(self) -> Aria2:
         return Aria2()
+
+
+class TestAria2FromURLs(TestAria2):
+    """All of it once more, with what it claims besides files; a sample where no campaign is asked for."""
+
+    source = "url"
+    SAMPLE: ClassVar[set[str]] = {
+        "test_files_of_all_sizes_arrive",
+        "test_it_fills_the_holes",
+        "test_it_goes_on_after_a_cut",
+        "test_the_source_changes_midway",
+    }
+
+    @pytest.fixture(autouse=True)
+    def sampled(self, request: pytest.FixtureRequest) -> None:
+        if request.function.__name__ not in self.SAMPLE and not request.config.getoption("--campaign"):
+            pytest.skip("a campaign: runs with --campaign")

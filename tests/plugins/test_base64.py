@@ -13,31 +13,15 @@ from rrmove.model import Options, Source
 from rrmove.probe import CLEAN, TOOLS, Facts
 from rrmove.testing import EmbeddedNode, Faults
 from rrmove_plugins.base64 import Base64
-from tests.plugins.test_rsync import (
-    MB,
-    assert_delivered,
-    cancelled_at,
-    embedded,
-    move,
-    node_of,
-    own_experience,
-    shared,
-)
+from tests.plugins.moves import MB, assert_delivered, cancelled_at, move, node_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["embedded", "own_experience", "shared"]
+pytestmark = pytest.mark.usefixtures("own_experience")
 
 SIZE = 10 * MB
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("source") / "model.bin"
-    path.write_bytes(os.urandom(SIZE))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,97 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import rrmove
-from rrmove.events import AttemptStarted, Event, Progressed
-from rrmove.model import Node, Outcome, SSHSettings
+from rrmove.events import AttemptStarted, Event
+from rrmove.model import Node
 from rrmove.testing import EmbeddedNode, Faults
+from tests.plugins.moves import MB, ODD_NAMES, assert_delivered, cancelled_at, move, node_of, parts
 from tests.ssh.local import processes_with, until
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 pytestmark = [
+    pytest.mark.usefixtures("own_experience"),
     pytest.mark.skipif(shutil.which("rsync") is None, reason="no rsync here"),
     pytest.mark.skipif(shutil.which("ssh") is None, reason="no OpenSSH client here"),
 ]
 
-MB = 1_000_000
 SIZE = 20 * MB
-
-
-@pytest.fixture(autouse=True)
-def own_experience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no test know what another one found out about a node of that name."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def embedded() -> Iterator[EmbeddedNode]:
-    with EmbeddedNode() as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("source") / "model.bin"
-    path.write_bytes(os.urandom(SIZE))
-    return path
-
-
-def node_of(embedded: EmbeddedNode) -> Node:
-    return Node(name="embedded", ssh=SSHSettings(host="embedded", config=embedded.ssh_config))
-
-
-async def move(
-    path: Path,
-    embedded: EmbeddedNode,
-    transport: str = "rsync",
-    *,
-    rate: float | None = None,
-    on_event: Callable[[Event], None] | None = None,
-) -> Outcome:
-    return await rrmove.move(path, node_of(embedded), only=(transport,), limit_rate=rate, on_event=on_event)
-
-
-async def cancelled_at(count: int, path: Path, embedded: EmbeddedNode, transport: str, rate: float) -> None:
-    """Begin a move and cancel it once that many bytes are said to be there."""
-    reached = asyncio.Event()
-
-    def look(event: Event) -> None:
-        if isinstance(event, Progressed) and event.durable >= count:
-            reached.set()
-
-    moving = asyncio.create_task(move(path, embedded, transport, rate=rate, on_event=look))
-    await asyncio.wait({asyncio.create_task(reached.wait()), moving}, timeout=30, return_when="FIRST_COMPLETED")
-    assert reached.is_set()
-    assert not moving.done()
-    moving.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await moving
-    assert not (embedded.home / path.name).exists()
-    assert len(parts(embedded)) == 1
-
-
-def parts(embedded: EmbeddedNode) -> list[Path]:
-    return list(embedded.home.rglob(".*.rrmove-part"))
-
-
-def assert_delivered(outcome: Outcome, path: Path, embedded: EmbeddedNode, target: str | None = None) -> None:
-    there = embedded.home / (target or path.name)
-    assert outcome.ok
-    assert outcome.destination == str(there)
-    assert there.read_bytes() == path.read_bytes()
-    assert there.stat().st_mode & 0o777 == path.stat().st_mode & 0o777
-    assert there.stat().st_mtime_ns == path.stat().st_mtime_ns
-    assert [found.name for found in embedded.home.rglob("*") if "rrmove" in found.name] == []
 
 
 async def test_a_whole_file(embedded: EmbeddedNode, source: Path) -> None:
@@ -212,23 +141,6 @@ async def test_a_full_disk_is_fatal(source: Path) -> None:
         assert (embedded.home / "model.bin").read_bytes() == b"the old one"
 
 
-ODD_NAMES = [
-    "two words",
-    "line\nfeed",
-    "'single' and \"double\"",
-    "$(touch oops) `touch oops`; touch oops",
-    "-rf",
-    "host:file",
-    "star*[a]?",
-    "back\\slash\\*",
-    "ümläut ☃",
-    os.fsdecode(b"latin-\xe9\xff"),
-    "{a,b}",
-    "~",
-    "#hash",
-]
-
-
 @pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
 async def test_odd_names(shared: EmbeddedNode, tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -238,13 +150,6 @@ async def test_odd_names(shared: EmbeddedNode, tmp_path: Path, name: str) -> Non
     assert [attempt.transport for attempt in outcome.attempts] == ["rsync"]
     assert outcome.attempts[0].error is None
     assert not (shared.home / "oops").exists()
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[EmbeddedNode]:
-    """One node for the tests that leave it as it was."""
-    with EmbeddedNode() as opened:
-        yield opened
 
 
 async def test_a_relative_source_and_a_directory_that_is_not_there(

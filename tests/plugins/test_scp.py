@@ -14,36 +14,19 @@ from rrmove.model import Options, Source
 from rrmove.probe import CLEAN, TOOLS, Facts
 from rrmove.testing import EmbeddedNode, Faults
 from rrmove_plugins.scp import SCP
-from tests.plugins.test_rsync import (
-    MB,
-    ODD_NAMES,
-    assert_delivered,
-    cancelled_at,
-    embedded,
-    move,
-    node_of,
-    own_experience,
-    parts,
-    shared,
-)
+from tests.plugins.moves import MB, ODD_NAMES, assert_delivered, cancelled_at, move, node_of, parts
 from tests.ssh.local import processes_with, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["embedded", "own_experience", "shared"]
-
-pytestmark = pytest.mark.skipif(shutil.which("scp") is None, reason="no OpenSSH client here")
+pytestmark = [
+    pytest.mark.usefixtures("own_experience"),
+    pytest.mark.skipif(shutil.which("scp") is None, reason="no OpenSSH client here"),
+]
 
 SIZE = 10 * MB
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("source") / "model.bin"
-    path.write_bytes(os.urandom(SIZE))
-    return path
 
 
 @pytest.fixture(scope="module")

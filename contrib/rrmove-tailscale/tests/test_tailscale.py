@@ -1,4 +1,7 @@
-"""rrmove-tailscale: its parser over cases, and its hooks beside rrmove with a `tailscale` program that says them."""
+"""rrmove-tailscale: its parser over cases, and its hooks beside rrmove with a `tailscale` program that says them.
+
+The cases were written after Tailscale's documentation; none was recorded from a tailnet.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What authors of transports test with: an SSH node inside the process, its faults, and the suite of the contract.
+"""What authors of transports test with: a node and a web server inside the process, their faults, and the suite.
 
 Names are loaded when they are first used: the node wants paramiko, the suite pytest.
 """
@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from .bench import Bench, Result
     from .faults import Faults
     from .node import EmbeddedNode
+    from .origin import Origin
     from .suite import TransportSuite
 
 _HOME = {
     "Bench": "bench",
     "EmbeddedNode": "node",
     "Faults": "faults",
+    "Origin": "origin",
     "Result": "bench",
     "TransportSuite": "suite",
 }
 
-__all__ = ["Bench", "EmbeddedNode", "Faults", "Result", "TransportSuite"]
+__all__ = ["Bench", "EmbeddedNode", "Faults", "Origin", "Result", "TransportSuite"]
 
 
 def __getattr__(name: str) -> object:

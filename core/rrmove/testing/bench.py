@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rrmove import manifest as manifests
 from rrmove.containment import Loan, Tally, contained
 from rrmove.landing import PartFile, locate
-from rrmove.model import Node, Options, Request, Source, SSHSettings
+from rrmove.model import Node, Options, Remote, Request, Source, SSHSettings
 from rrmove.moving import move
 from rrmove.plugin_settings import given, settled
 from rrmove.probe import Facts
 from rrmove.rate import TokenBucket
+from rrmove.remote import RemotePart, blank
 from rrmove.setting import log_in, look_at
 from rrmove.testing.faults import Faults
+from rrmove.testing.origin import Origin
 from rrmove.transport import Job
+from rrmove.web import look
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
     from pathlib import Path
+    from typing import Literal
 
     from rrmove.errors import RRMoveError
-    from rrmove.manifest import Manifest, Range
+    from rrmove.manifest import Range
     from rrmove.model import Outcome
     from rrmove.session import Session
     from rrmove.testing.node import EmbeddedNode
@@ -72,17 +77,38 @@ class Result:
 class Trial:
     """One login, with a part file ready to be filled; what `Bench.attempt()` is made of."""
 
-    def __init__(self, bench: Bench, session: Session, request: Request, made: Manifest, facts: Facts) -> None:
-        self.bench, self.session, self.request, self.manifest, self.facts = bench, session, request, made, facts
+    def __init__(self, bench: Bench, session: Session, source: Path, request: Request, facts: Facts) -> None:
+        self.bench, self.session, self.source, self.request, self.facts = bench, session, source, request, facts
         self.landing: PartFile
 
     async def open(self) -> tuple[Range, ...]:
         """Make the part file ready and say what it lacks."""
-        place = await locate(self.session, self.request, self.manifest)
-        self.landing = PartFile(self.session, self.request, self.manifest, place)
+        request = self.request
+        if isinstance(request.source, Remote):
+            place = await locate(self.session, request, blank(request.source.size))
+            self.landing = RemotePart(self.session, request, place)
+        else:
+            made = manifests.build(self.source, request.source.size)
+            self.landing = PartFile(self.session, request, made, await locate(self.session, request, made))
         await self.landing.open()
         self.landing.foreign = True
         return await self.landing.survey()
+
+    async def hold(self, *chunks: int) -> tuple[Range, ...]:
+        """Have the opened part file hold these chunks, as if an earlier attempt had brought them; say what it lacks."""
+        part, data, made = self.bench.node.home / self.landing.part, self.source.read_bytes(), self.landing.manifest
+        filled = bytearray(len(data))
+        digests = {}
+        for index in chunks:
+            chunk = made.chunk(index)
+            filled[chunk.start : chunk.stop] = piece = data[chunk.start : chunk.stop]
+            digests[index] = hashlib.sha256(piece).hexdigest()
+        part.write_bytes(filled)
+        # Who compares sizes and times, as rsync does, would think that they are the same file.
+        os.utime(part, ns=(self.source.stat().st_mtime_ns,) * 2)
+        if isinstance(self.landing, RemotePart):
+            await self.landing.received(digests)
+        return await self.landing.survey(everything=True)
 
     async def send(  # noqa: C901  small functions that look at one result
         self,
@@ -96,7 +122,8 @@ class Trial:
         """Let the transport work; once `at` bytes are on their way, `during` is called, or it is cancelled."""
         bench, node = self.bench, self.bench.node
         result = Result(node.home / self.landing.part, before=manifests.total(missing))
-        tally = Tally(lambda _: None, node.name, self.manifest.size, result.before)
+        size = self.request.source.size
+        tally = Tally(lambda _: None, node.name, size, result.before)
         loan, received = Loan(self.session), node.bytes_in
         held = _held(result.part)
 
@@ -104,13 +131,13 @@ class Trial:
             result.progress.append(count)
             tally.progress(count)
             if result.overclaimed is None and len(result.progress) <= LOOKS:
-                claimed = self.manifest.size - result.before + sum(result.progress)
-                there = bench.matching(result.part, self.request.source.path)
+                claimed = size - result.before + sum(result.progress)
+                there = bench.matching(result.part, self.source)
                 if claimed > there:
                     result.overclaimed = (claimed, there)
 
         job = Job(
-            request=self.request, manifest=self.manifest, missing=missing, facts=self.facts, session=loan,
+            request=self.request, manifest=self.landing.manifest, missing=missing, facts=self.facts, session=loan,
             landing=self.landing, limiter=TokenBucket(rate), progress=progress, sent=tally.sent, emit=tally.emit,
         )  # fmt: skip
 
@@ -150,10 +177,11 @@ class Bench:
     """One transport on an embedded node. Every call logs in anew, and leaves the node without faults.
 
     `settings` are what `move()` takes, `patience` the seconds in which a transport has to report a
-    byte or to end. Needs a directory of its own for sources.
+    byte or to end. Needs a directory of its own for sources: where `kind` is "url", a web server gives
+    them, and the transport has to move them from there. Leaving the context ends it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  what is put on it, and how it is watched
         self,
         transport: Transport,
         node: EmbeddedNode,
@@ -161,10 +189,28 @@ class Bench:
         *,
         settings: Mapping[str, object] | None = None,
         patience: float = 10.0,
+        kind: Literal["file", "url"] = "file",
     ) -> None:
         self.transport, self.node, self.folder, self.patience = transport, node, folder, patience
+        self.origin = Origin(folder) if kind == "url" else None
         self.settings = dict(settings or {})
         self._dice = random.Random(7)  # noqa: S311  the same files at each run
+
+    def __enter__(self) -> Self:
+        """Begin to serve what URLs name."""
+        if self.origin is not None:
+            self.origin.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Serve no more."""
+        if self.origin is not None:
+            self.origin.__exit__()
+
+    @property
+    def resets(self) -> int:
+        """Connections that faults have cut, to the node and to the web server."""
+        return self.node.resets + (self.origin.resets if self.origin is not None else 0)
 
     @property
     def target(self) -> Node:
@@ -183,7 +229,7 @@ class Bench:
         said = [given(name, value) for name, value in self.settings.items()]
         told = settled({self.transport.name: self.transport}, said)
         return Request(
-            source=Source.of(source),
+            source=Source.of(self._shown(source)),
             node=self.target,
             destination=destination,
             options=Options(only=(self.transport.name,)),
@@ -194,18 +240,19 @@ class Bench:
     async def trial(self, source: Path, destination: str = "") -> AsyncIterator[Trial]:
         """Log in and find out what the transport needs to know, for an attempt that is taken apart."""
         request = self.request(source, destination)
-        made = manifests.build(source, request.source.size)
         needs = {probe.name: probe for probe in self.transport.needs}
         async with log_in(self.target) as session:
             facts = Facts()
             if needs:
                 facts = await look_at(session, needs.values(), grace=None, emit=lambda _: None)
-            yield Trial(self, session, request, made, facts)
+            if isinstance(request.source, Remote):
+                request = replace(request, source=await look(session, request.source))
+            yield Trial(self, session, source, request, facts)
 
     async def attempt(self, source: Path, *, faults: Faults = FAULTLESS, **sending: Any) -> Result:
         """Let the transport send once, over a link with these faults; `sending` as `Trial.send()` has it."""
         # The core reserves the room beforehand: it is while sending that a disk turns out to be full.
-        self.node.faults = replace(faults, file_bytes=None)
+        self._link(replace(faults, file_bytes=None))
         async with self.trial(source) as trial:
             missing = await trial.open()
             if faults.file_bytes is not None:
@@ -213,7 +260,7 @@ class Bench:
             result = await trial.send(missing, **sending)
             if faults.file_bytes is not None:
                 self.node.limit_files(None)
-            self.node.faults = FAULTLESS
+            self._link(FAULTLESS)
             # What the faults have cut may still be writing: the survey ends it, as in a real move.
             await trial.landing.open()
             result.missing = manifests.total(await trial.landing.survey(everything=True))
@@ -224,7 +271,16 @@ class Bench:
         """Move a file by this transport alone, as `rrmove.move()` does, which says what is raised."""
         wishes = {"only": (self.transport.name,), "patience": self.patience, **wishes}
         target = Node(name=self.target.name, ssh=self.target.ssh, destination=destination)
-        return await move(source, target, plugins=(self.transport,), settings=self.settings, **wishes)
+        return await move(self._shown(source), target, plugins=(self.transport,), settings=self.settings, **wishes)
+
+    def _shown(self, source: Path) -> Path | str:
+        """Give what a user would name: the file, or its URL."""
+        return source if self.origin is None else self.origin.url(source)
+
+    def _link(self, faults: Faults) -> None:
+        self.node.faults = faults
+        if self.origin is not None:
+            self.origin.faults = faults
 
     @classmethod
     def is_whole(cls, part: Path, source: Path) -> bool:

@@ -36,7 +36,8 @@ class Faults:
     reset_after_seconds: Age = None
     """The age at which a connection gets a TCP reset."""
     reset_after_bytes: int | None = None
-    """The bytes from client to node, as they are on the wire, after which a connection gets a TCP reset."""
+    """The bytes from client to node (from a web server to its client), as they are on the wire, after which a
+    connection gets a TCP reset."""
     silent_after_seconds: Age = None
     """The age from which nothing is relayed in either direction; the connection stays open until the node closes."""
     refuse_logins: int = 0
@@ -173,10 +174,12 @@ class Relay:
         paces: tuple[Pace, Pace],
         carried: Callable[[int], None],
         cut: Callable[[], None],
+        downwards: bool = False,
     ) -> None:
         """Join `client` to `node`: `ages` of reset and silence in seconds, `paces` up and down.
 
-        `carried` is called with each number of bytes that went up, `cut` before the client can see a reset.
+        `carried` is called with each number of bytes that went up (down, where `downwards` says that this
+        is the way that counts), `cut` before the client can see a reset.
         """
         born = time.monotonic()
         self._client, self._node, self._carried = client, node, carried
@@ -185,6 +188,7 @@ class Relay:
         self._left = math.inf if faults.reset_after_bytes is None else faults.reset_after_bytes
         self._up = _Flow(client, node, paces[0], faults.rtt / 2, born + faults.rtt)
         self._down = _Flow(node, client, paces[1], faults.rtt / 2, born + faults.rtt)
+        self._counted, self._other = (self._down, self._up) if downwards else (self._up, self._down)
         for end in (client, node):
             end.setblocking(False)
 
@@ -247,12 +251,12 @@ class Relay:
             return True
         if now >= self._silent_at:
             return False
-        if went_up := self._up.deliver(now, self._left):
-            self._left -= went_up
-            self._carried(went_up)
+        if went := self._counted.deliver(now, self._left):
+            self._left -= went
+            self._carried(went)
             if self._left <= 0:
                 return True
-        self._down.deliver(now, math.inf)
+        self._other.deliver(now, math.inf)
         if self._up.drained and self._up.sink.fileno() >= 0:
             self._up.sink.shutdown(socket.SHUT_WR)
         return False

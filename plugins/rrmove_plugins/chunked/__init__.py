@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rrmove import API_VERSION, RTT, Capabilities, Fatal, Job
+from rrmove import API_VERSION, RTT, Capabilities, Job
 from rrmove_plugins.chunked.crew import MOST_LANES, Crew
 
 if TYPE_CHECKING:
@@ -35,11 +34,5 @@ class Chunked:
         """Put the missing ranges into the part file, checked; a repeat continues."""
         if not job.missing:
             return
-        try:
-            fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
-        try:
+        with job.request.source.opened() as fd:
             await Crew(job, fd).run()
-        finally:
-            os.close(fd)

@@ -1,0 +1,34 @@
+"""Nodes and a source for the tests of transports; a module says by SIZE how large it is."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rrmove.testing import EmbeddedNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def embedded() -> Iterator[EmbeddedNode]:
+    with EmbeddedNode() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[EmbeddedNode]:
+    """One node for the tests that leave it as it was."""
+    with EmbeddedNode() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("source") / "model.bin"
+    path.write_bytes(os.urandom(request.module.SIZE))
+    return path
