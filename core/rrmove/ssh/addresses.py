@@ -70,7 +70,7 @@ class Course:
         words += ["--report"] if report else []
         words += [f"not:{host},{port}" for host, port in sorted(self.shut)]
         words += [f"{host},{port}" for host, port in self.places]
-        # For a shell, and before that for ssh, which expands %; no quotes: rsync's --rsh has a way of its own with them.
+        # For a shell, and before that for ssh, which expands %; no quotes, as rsync has its own way with those in --rsh.
         command = " ".join(_SAFE.sub(r"\\\g<0>", word).replace("%", "%%") for word in words)
         strict = ("-o", "StrictHostKeyChecking=yes") if self.strict else ()
         return ("-o", f"ProxyCommand={command}", "-o", "ProxyUseFdpass=yes", *strict)
@@ -154,7 +154,7 @@ class Addresses:
             if accepting and not known:
                 return None  # the first key that is seen would be taken for the node's
             places = self._ordered(own)
-            if not places or (places == [own] and not self._wide):
+            if not places or (places == [own] and not self._wide and not self._excluded):
                 return None
             return Course(tuple(places), frozenset(self._excluded), _family(config), self._head_start(), accepting)
 
