@@ -1,4 +1,4 @@
-"""Nodes with several addresses: the one that answers is used, a dead one is left, another machine is never taken for it."""
+"""Nodes with several addresses: the one that answers is used, and another machine is never taken for the node."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ itself. Standard library only: as a program it has to be there within 20 ms. Wit
 and what became of the others, one line each, the fields between tabs.
 
 An address has won when the SSH server there has said its first word: a bare connect may be that of a box in between.
-That word is looked at and left where it is.
+That word is looked at and left where it is; lines that some servers say before it are passed over.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ class UnansweredError(OSError):
 class _Attempt:
     """One connect under way."""
 
-    __slots__ = ("address", "begun", "connected", "look", "place", "port", "rank", "sock")
+    __slots__ = ("address", "begun", "connected", "look", "place", "port", "rank", "sock", "words")
 
     def __init__(self, sock: socket.socket, rank: int, place: Place, where: Where, begun: float) -> None:
         self.sock, self.rank, self.place, self.begun = sock, rank, place, begun
         self.address, self.port = where[0], where[1]
         self.connected: float | None = None
         self.look: float | None = None
+        self.words = b""
 
 
 class _Race:
@@ -226,15 +227,21 @@ class _Race:
         except OSError as error:
             self._fail(attempt, _words(error.errno))
             return None
-        if said.startswith(b"SSH-") or b"\nSSH-" in said:
+        if said.startswith(b"SSH-"):
             now, connected = time.monotonic(), attempt.connected or attempt.begun
             self.tried[_name(attempt.address, attempt.port)] = f"answers after {(now - attempt.begun) * 1000:.0f} ms"
             won = (attempt.sock, attempt.place, attempt.address, connected - attempt.begun, now - attempt.begun)
             return Won(*won, self.tried)
+        cut = (said.find(b"\nSSH-") + 1) or (said.rfind(b"\n") + 1)
+        attempt.words += said[:cut]
         if not said:
-            self._fail(attempt, "Connection closed before the SSH server's first word")
-        elif len(said) >= LONGEST:
+            told = attempt.words.decode("ascii", "replace").strip()[:80]
+            why = f": {told!r}" if told else ""
+            self._fail(attempt, f"Connection closed before the SSH server's first word{why}")
+        elif len(attempt.words) + len(said) >= LONGEST:
             self._fail(attempt, "it is no SSH server")
+        elif cut:  # lines that may come before it (RFC 4253, 4.2), which nobody misses
+            attempt.sock.recv(cut)
         else:  # what was looked at is still there: to wait for more would turn at once, again and again
             self.selector.unregister(attempt.sock)
             attempt.look = time.monotonic() + AGAIN
