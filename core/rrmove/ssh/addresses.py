@@ -70,7 +70,7 @@ class Course:
         words += ["--report"] if report else []
         words += [f"not:{host},{port}" for host, port in sorted(self.shut)]
         words += [f"{host},{port}" for host, port in self.places]
-        # For a shell, and before that for ssh, which expands %; no quotes, as rsync has its own way with those in --rsh.
+        # For a shell, and before that for ssh, which expands %; no quotes: rsync has its own way with them in --rsh.
         command = " ".join(_SAFE.sub(r"\\\g<0>", word).replace("%", "%%") for word in words)
         strict = ("-o", "StrictHostKeyChecking=yes") if self.strict else ()
         return ("-o", f"ProxyCommand={command}", "-o", "ProxyUseFdpass=yes", *strict)
