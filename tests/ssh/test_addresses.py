@@ -15,7 +15,7 @@ from rrmove.model import Address, Node, SSHSettings
 from rrmove.retry import ask
 from rrmove.ssh.addresses import Addresses, Answered
 from rrmove.ssh.config import parse_ssh_g
-from rrmove.ssh.failures import HostKeyError, NotTheNode
+from rrmove.ssh.failures import HostKeyError, NoLogin, NotTheNode
 from rrmove.ssh.login import SSHSession
 from rrmove.testing import EmbeddedNode
 
@@ -144,6 +144,23 @@ def test_ssh_is_told_in_one_word_that_a_shell_takes_apart() -> None:
     assert words[-2:] == ["fe80::1%eth0,22022", "203.0.113.9,22022"]
     assert "-6" in words
     assert flags[2:4] == ("-o", "ProxyUseFdpass=yes")
+
+
+@pytest.mark.parametrize("client", ["own", "auto", "openssh"])
+async def test_where_nobody_answers_each_address_is_named(tmp_path: Path, client: Client) -> None:
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for sock in (one, other):
+            sock.bind(("127.0.0.1", 0))  # and does not listen
+            ports.append(sock.getsockname()[1])
+        config = tmp_path / "config"
+        config.write_text(f"Host gpu\n  HostName 127.0.0.1\n  Port {ports[0]}\n")
+        node = Node(name="gpu", addresses=(Address("127.0.0.1", "lan", ports[1]),), ssh=SSHSettings(config=config))
+        async with SSHSession(node, client=client) as session:
+            with pytest.raises(NoLogin, match="no SSH server answers at any of its addresses") as caught:
+                await (await session.control()).ready()
+    for port in ports:
+        assert f"127.0.0.1 port {port}: Connection refused" in str(caught.value)
 
 
 def replace_hosts(*hosts: str) -> Node:

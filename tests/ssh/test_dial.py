@@ -188,7 +188,13 @@ def test_as_a_program_it_hands_the_connection_over(nobody: int) -> None:
         words = [f"{HOST},{nobody}", f"not:127.0.0.9,{good}", f"127.0.0.9,{good}", f"{HOST},{good}"]
         argv = [sys.executable, "-I", "-S", str(Path(dialing.__file__)), "--head-start", "0.2", "--report", *words]
         done = subprocess.run(
-            argv, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True, check=True, timeout=20
+            argv,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=20,
         )
         _, (fd,), _, _ = socket.recv_fds(ours, 1, 1)
         with socket.socket(fileno=fd) as sock:
@@ -198,6 +204,8 @@ def test_as_a_program_it_hands_the_connection_over(nobody: int) -> None:
         assert report.won is not None
         assert report.won[0] == (HOST, good)
         assert report.tried[f"{HOST} port {nobody}"] == "Connection refused"
-        failed = subprocess.run([*argv[:-1]], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False, timeout=20)
+        failed = subprocess.run(
+            [*argv[:-1]], stdout=theirs.fileno(), stderr=subprocess.PIPE, text=True, check=False, timeout=20
+        )
         assert failed.returncode == 1
         assert f"connect to host {HOST} port {nobody}: Connection refused" in failed.stderr
