@@ -158,7 +158,7 @@ def test_what_is_shut_is_left_alone_and_families_take_turns(monkeypatch: pytest.
                 return list(real(host, *rest))  # type: ignore[arg-type]
             return [(family, socket.SOCK_STREAM, 6, "", where) for family, where in found[host]]
 
-        monkeypatch.setattr(dialing.socket, "getaddrinfo", looked_up)
+        monkeypatch.setattr(socket, "getaddrinfo", looked_up)
         won = dial([("twofold", good)], shut={("127.0.0.2", good)}, head_start=0.05)
         won.sock.close()
         assert won.place == ("twofold", good)
