@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Planned,
         Probed,
         Progressed,
+        Reached,
         Verified,
         Waiting,
     )
@@ -99,6 +100,7 @@ _HOMES = {
         "Planned",
         "Probed",
         "Progressed",
+        "Reached",
         "Verified",
         "Waiting",
     ),
@@ -193,6 +195,7 @@ __all__ = [
     "RRMoveError",
     "Range",
     "Rate",
+    "Reached",
     "Refusal",
     "RejectedError",
     "Remote",

@@ -11,6 +11,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Reached:
+    """Of several addresses of a node, `address` is used from now on; None: one that was used or tried is left out.
+
+    `tried` says of each that was tried what it did.
+    """
+
+    node: str
+    address: str | None
+    tried: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Probed:
     """The node was looked at; `facts` are printable, `cached` says that they were known before."""
 
@@ -109,7 +121,8 @@ class Finished:
 
 
 Event = (
-    Probed
+    Reached
+    | Probed
     | Planned
     | AttemptStarted
     | Progressed

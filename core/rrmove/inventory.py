@@ -45,6 +45,10 @@ class Listed:
     provider: str | None
     tags: tuple[str, ...]
     origin: str
+    addresses: tuple[str, ...] = ()
+    """Those beside the host."""
+    last: str | None = None
+    """Of several, the one at which the node let us in last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,6 +324,16 @@ def _row(node: Node, says: SSHConfig | None, origin: str) -> Listed:
         provider=node.provider,
         tags=tuple(sorted(node.tags)),
         origin=origin,
+        addresses=_further(node, says.hostname if says else node.ssh.host),
+    )
+
+
+def _further(node: Node, host: str | None) -> tuple[str, ...]:
+    own = {host, node.ssh.host, node.name}
+    return tuple(
+        each.host if each.port is None else f"{each.host} port {each.port}"
+        for each in node.addresses
+        if each.host not in own or each.port is not None
     )
 
 

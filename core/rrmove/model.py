@@ -29,10 +29,11 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One way to name a node on a network."""
+    """One way to name a node on a network; `port` is SSH's there, where it is not the node's usual one."""
 
     host: str
     kind: Literal["lan", "public", "tailscale"] = "public"
+    port: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

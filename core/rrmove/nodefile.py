@@ -83,7 +83,7 @@ class NodeFile:
         if address in self._ssh_hosts:
             address = None
         first = (Address(address, address_kind(address)),) if address else ()
-        rest = tuple(each for each in chosen.addresses() if each.host != address)
+        rest = tuple(each for each in chosen.addresses() if each.host != address or each.port is not None)
         return Node(
             name=name,
             addresses=first + rest,
@@ -236,7 +236,10 @@ class _Layers:
                 check_host(host)
             except UsageError as error:
                 raise self.wrong("addresses", f"must hold host names or IP addresses, not {host!r}", error) from error
-            yield Address(host, kind or address_kind(host))
+            port = table.get("port")
+            if port is not None and (isinstance(port, bool) or not isinstance(port, int) or port not in PORTS):
+                raise self.wrong("addresses", f"has a port that is no number from 1 to 65535: {_shown(port)}")
+            yield Address(host, kind or address_kind(host), port)
 
     def settings(self) -> Iterator[Given]:
         """Give what is said to transports, the provider's words before the node's own: the last one holds."""

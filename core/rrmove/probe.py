@@ -293,6 +293,9 @@ DHT: Probe[DHTState] = Probe("dht", None, _dht)
 CLEAN: Probe[bool] = Probe("clean", None, {"yes": True, "no": False}.get)
 """Whether all 256 byte values survive the channel, both ways."""
 
+ADDRESS: Probe[str] = Probe("address", None, lambda answer: answer.strip() or None)
+"""Of a node with several addresses: which one is used, and what the others did that were tried."""
+
 STANDARD: tuple[Probe[Any], ...] = (
     TOOLS, SYSTEM, CLIENT, SPACE, RTT, PORTS, REACH, DHT, CLEAN,
 )  # fmt: skip
@@ -324,6 +327,7 @@ _WORDS: tuple[tuple[Probe[Any], Callable[[Any], str]], ...] = (
     (SYSTEM, _about),
     (TOOLS, lambda tools: ", ".join(f"{name} {tools[name]}".strip() for name in tools) or "none"),
     (SPACE, lambda space: ", ".join(f"{place} {_size(space[place])}" for place in space)),
+    (ADDRESS, str),
     (RTT, lambda seconds: f"{seconds * 1000:.1f} ms"),
     (CLIENT, lambda client: f"sees us at {client.host}"),
     (PORTS, lambda ports: ", ".join(f"{port} {ports[port]}" for port in sorted(ports))),
@@ -344,7 +348,7 @@ def describe(facts: Facts) -> Mapping[str, str]:
         fact = facts.get(probe)
         if fact is not None:
             words[probe.name] = say(fact)
-    ours = {probe.name for probe in STANDARD}
+    ours = {probe.name for probe, _ in _WORDS}
     for name in sorted(facts.answers.keys() - ours):
         words[name] = (facts.answers[name].strip().splitlines() or [""])[0][:80]
     return {name: "".join(c if c.isprintable() else "?" for c in words[name]) for name in words}

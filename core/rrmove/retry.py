@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
 from rrmove.errors import Transient
-from rrmove.ssh.failures import NoLogin, NoPython, NotClean, NotOurs, StaleError
+from rrmove.ssh.failures import NoLogin, NoPython, NotClean, NotOurs, NotTheNode, StaleError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,10 +30,10 @@ async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
             return await ask()
         except StaleError:
             raise
-        except (NoPython, NotClean, NotOurs):
+        except (NoPython, NotClean, NotOurs, NotTheNode):
             if not left:
                 raise
-            continue  # the next lane speaks to the shell instead, or in text, or over ssh
+            continue  # the next lane speaks to the shell instead, or in text, over ssh, or goes to another address
         except Transient as error:
             if not left or (isinstance(error, NoLogin) and error.hopeless):
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from contextlib import asynccontextmanager
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from rrmove.common import Common
 from rrmove.discovery import discover
 from rrmove.errors import UsageError
+from rrmove.events import Reached
 from rrmove.experience import Experience
 from rrmove.gather import gather
 from rrmove.inventory import load_inventory
 from rrmove.model import Node, Request, Source
 from rrmove.plugin_settings import settled
-from rrmove.probe import CLEAN, PORTS, RTT, SYSTEM, TOOLS, Probe
+from rrmove.probe import ADDRESS, CLEAN, DHT, PORTS, RTT, SYSTEM, TOOLS, Probe
+from rrmove.reaching import addresses_of
 from rrmove.retry import persistently
 from rrmove.ssh.config import BULK, fast_ciphers
 from rrmove.ssh.login import SSHSession
@@ -83,7 +86,8 @@ async def log_in(
     """
     client = client_for(ssh)
     more = await asyncio.to_thread(fast_ciphers, node) if bulk and client != "own" else ()
-    async with SSHSession(node, client=client, begun=begun, more=more) as session:
+    addresses = begun.addresses if begun is not None else await asyncio.to_thread(addresses_of, node)
+    async with SSHSession(node, client=client, begun=begun, more=more, addresses=addresses) as session:
         await session.control()
         yield session
 
@@ -93,10 +97,19 @@ async def look_at(
 ) -> Facts:
     """Gather facts of a session's node, over one login; `grace` as `gather()` has it."""
     node = session.node
-    address = await session.address()
     ports = {node.ports.data, node.ports.torrent}
     asked = tuple(probes)
-    return await persistently(lambda: gather(session, asked, address=address, ports=ports, grace=grace, emit=emit))
+
+    async def once() -> Facts:
+        address = await session.address()
+        facts = await gather(session, asked, address=address, ports=ports, grace=grace, emit=emit)
+        # What was knocked at must be the machine that let us in.
+        return facts if await session.address() == address else facts.without(PORTS, DHT)
+
+    facts = await persistently(once)
+    told = session.addresses.told
+    lines = "; ".join(f"{where}: {what}" for where, what in told.items())
+    return facts.updated({ADDRESS.name: lines}) if told else facts
 
 
 @dataclass(slots=True)
@@ -138,8 +151,11 @@ class Setting:
             told = settled(registry.transports, (*node.settings, *options.settings), problems=registry.refusals)
             request = replace(request, settings=told)
             request = replace(request, node=await shared.hooks.addressed(request.node))
+            session.know(request.node.addresses)
+            setting = cls(request, session, registry, shared, Experience(), limiter, on_event)
+            setting.tell_addresses()
             try:
-                yield cls(request, session, registry, shared, Experience(), limiter, on_event)
+                yield setting
             finally:
                 if shared is not common:
                     await shared.close()
@@ -149,6 +165,24 @@ class Setting:
         if self.on_event is not None:
             self.on_event(event)
         self.common.hooks.emit(event)
+
+    def tell_addresses(self) -> None:
+        """Tell, from now on, which of several addresses is used."""
+        loop, addresses, told = asyncio.get_running_loop(), self.session.addresses, Reached("", None, {})
+
+        def tell() -> None:
+            nonlocal told
+            used = addresses.used
+            event = Reached(self.request.node.name, used.shown if used else None, addresses.told)
+            if event != told:
+                told = event
+                self.emit(event)
+
+        def changed() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the move is over
+                loop.call_soon_threadsafe(tell)
+
+        addresses.watch(changed)
 
     async def facts(self, *, fresh: bool = False) -> Facts:
         """Give the node's facts: known ones that are young enough, else gathered anew."""

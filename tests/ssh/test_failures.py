@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from rrmove.errors import Fatal, RRMoveError, Transient, TransportError, Unusable
-from rrmove.ssh.failures import NoLogin, NoPython, StaleError, explain_login, explain_operation
+from rrmove.ssh.failures import HostKeyError, NoLogin, NoPython, StaleError, explain_login, explain_operation
 
 CHANGED = """\
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -39,17 +39,17 @@ ubuntu@203.0.113.9: Permission denied (publickey).
 
 # What ssh wrote, the class, a word of ours that says it, and a word of the remedy.
 LOGINS: list[tuple[str, type[RRMoveError], str, str]] = [
-    (CHANGED, Fatal, "not the one that is known", "ssh-keygen -R HOST"),
+    (CHANGED, HostKeyError, "not the one that is known", "ssh-keygen -R HOST"),
     (
         (
             "No ED25519 host key is known for [203.0.113.9]:22022 and you have requested strict checking.\n"
             "Host key verification failed.\n"
         ),
-        Fatal,
+        HostKeyError,
         "host key is unknown",
         "known_hosts",
     ),
-    ("Host key verification failed.", Fatal, "host key is unknown", "fingerprint"),
+    ("Host key verification failed.", HostKeyError, "host key is unknown", "fingerprint"),
     ("ubuntu@203.0.113.9: Permission denied (publickey).", Fatal, "authentication was refused", "ssh -v HOST"),
     ("u@h: Permission denied (publickey,password,keyboard-interactive).", Fatal, "authentication", "authorized_keys"),
     (

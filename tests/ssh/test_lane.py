@@ -18,7 +18,7 @@ from rrmove.errors import Fatal, RRMoveError, Transient, Unusable
 from rrmove.session import FilePart, Lane, Session
 from rrmove.ssh import calls
 from rrmove.ssh.boot import agent_text
-from rrmove.ssh.failures import NoLogin, NoPython, StaleError
+from rrmove.ssh.failures import HostKeyError, NoLogin, NoPython, StaleError
 from rrmove.ssh.lane import AgentLane
 from tests.ssh.local import LocalSession, alive, lane_threads, signal_group, until
 
@@ -367,7 +367,7 @@ async def test_a_python_that_does_not_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "kind"),
     [
-        ("Host key verification failed.", 255, Fatal),
+        ("Host key verification failed.", 255, HostKeyError),
         ("u@h: Permission denied (publickey).", 255, Fatal),
         ("ssh: connect to host h port 22: Connection refused", 255, NoLogin),
         ("kex_exchange_identification: Connection closed by remote host", 255, NoLogin),

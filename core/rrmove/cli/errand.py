@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rrmove.inventory import Inventory
     from rrmove.model import Node, Remote
     from rrmove.ssh.ahead import Begun
+    from rrmove.ssh.login import Client
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,10 @@ def look_up(command: AutoCommand) -> Errand | RRMoveError:
 
 
 def _begun(node: Node, ssh: str) -> Begun:
+    from rrmove.reaching import addresses_of
     from rrmove.ssh.ahead import Begun
 
-    return Begun(
-        node, "openssh" if ssh == "openssh" else "own" if ssh == "paramiko" or not shutil.which("ssh") else "auto"
+    client: Client = (
+        "openssh" if ssh == "openssh" else "own" if ssh == "paramiko" or not shutil.which("ssh") else "auto"
     )
+    return Begun(node, client, addresses_of(node))

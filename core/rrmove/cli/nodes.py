@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rrmove.cli.jsonlines import dumps
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rrmove.inventory import Listed
 
 HEAD = ("NODE", "HOST", "PORT", "USER", "PROVIDER", "TAGS", "FROM")
+FURTHER = ("FURTHER ADDRESSES", "LAST USED")  # where a node has any
 
 
 def run(command: NodesCommand) -> int:
@@ -25,12 +28,22 @@ def run(command: NodesCommand) -> int:
     if command.names:  # for completion, which cannot wait for ssh to be asked about each
         show(sorted({printable(name) for name in inventory.names()}))
         return 0
-    rows = inventory.listing()
+    rows = [_remembered(row) for row in inventory.listing()]
     if command.output.json:
         show(map(dumps, rows))
     else:
         show(describe(rows))
     return 0
+
+
+def _remembered(row: Listed) -> Listed:
+    """Add at which of several addresses the node let us in last."""
+    if not row.addresses:
+        return row
+    from rrmove.experience import Experience
+
+    last = Experience().last_address(row.name, time.time())
+    return row if last is None else replace(row, last=last.shown)
 
 
 def describe(rows: Sequence[Listed]) -> list[str]:
@@ -40,6 +53,7 @@ def describe(rows: Sequence[Listed]) -> list[str]:
             "No node is known by name yet; user@host always works",
             "    Add nodes to ./rrmove.toml or to your ssh_config: each Host there is a node",
         ]
+    further = any(row.addresses for row in rows)
     cells = [
         (
             row.name,
@@ -49,7 +63,8 @@ def describe(rows: Sequence[Listed]) -> list[str]:
             row.provider or "",
             ", ".join(row.tags),
             row.origin,
+            *((", ".join(row.addresses), row.last or "") if further else ()),
         )
         for row in rows
     ]
-    return columns(cells, HEAD, right=(2,))
+    return columns(cells, HEAD + FURTHER if further else HEAD, right=(2,))

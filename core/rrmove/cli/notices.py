@@ -15,6 +15,7 @@ from rrmove.events import (
     LeftBehind,
     Planned,
     Probed,
+    Reached,
     Verified,
     Waiting,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 SPOKEN = 3  # losses told one by one; a link that breaks all the time is told in sums after that
 PAUSE = 15.0  # seconds between two such sums
+STRANGE = "another host key"  # in what is said of an address whose machine is not the node
 PATIENCE = 2.0  # seconds of waiting that are not worth a line
 
 
@@ -34,13 +36,16 @@ class Notices:
 
     verbose: bool = False
     _failed: Attempt | None = None
+    _address: str | None = None
+    _strangers: set[str] = field(default_factory=set)
     _losses: int = 0
     _unsaid: list[ConnectionLost] = field(default_factory=list)
     _said_at: float = 0.0
 
     def lines(self, event: Event, now: float) -> list[str]:
         """Give what is to be said about an event, without control characters."""
-        return [printable(line) for line in self._of(event, now)]
+        said = self._reached(event) if isinstance(event, Reached) else self._of(event, now)
+        return [printable(line) for line in said]
 
     def _of(self, event: Event, now: float) -> list[str]:
         match event:
@@ -70,6 +75,17 @@ class Notices:
                 return [f"committed: {event.destination}"]
             case _:
                 return []
+
+    def _reached(self, event: Reached) -> list[str]:
+        """Tell of a machine that is not the node, and of an address that another takes over from; at length, of all."""
+        strange = {where for where, what in event.tried.items() if STRANGE in what} - self._strangers
+        self._strangers |= strange
+        lines = [f"the machine at {where} {event.tried[where]}" for where in sorted(strange)]
+        former, self._address = self._address, event.address or self._address
+        if event.address is not None and event.address != former and (former is not None or self.verbose):
+            others = "; ".join(f"{at}: {what}" for at, what in event.tried.items() if at != event.address)
+            lines.append(_with_reason(f"{event.node} is reached at {event.address}", others))
+        return lines
 
     def _lost(self, event: ConnectionLost, now: float) -> list[str]:
         self._losses += 1

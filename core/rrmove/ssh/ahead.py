@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rrmove.errors import RRMoveError
 from rrmove.ssh import own
+from rrmove.ssh.addresses import Addresses
 from rrmove.ssh.boot import BOOT
 from rrmove.ssh.openssh import start
 
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class Begun:
     """The first connection to a node, on which the agent is started; made by the client that `SSHSession` says."""
 
-    def __init__(self, node: Node, client: Client) -> None:
-        self._node, self._client = node, client
+    def __init__(self, node: Node, client: Client, addresses: Addresses | None = None) -> None:
+        self._node, self._client, self.addresses = node, client, addresses or Addresses(node)
         self._channel: Channel | None = None
         self._error: RRMoveError | None = None
         self._thread = threading.Thread(target=self._begin, name="login-ahead", daemon=True)
@@ -45,8 +46,8 @@ class Begun:
     def _begin(self) -> None:
         try:
             if self._client == "openssh":
-                self._channel = start(self._node, BOOT)
+                self._channel = start(self._node, BOOT, addresses=self.addresses)
             else:
-                self._channel = own.start(self._node, BOOT, strict=self._client == "auto")
+                self._channel = own.start(self._node, BOOT, strict=self._client == "auto", addresses=self.addresses)
         except RRMoveError as error:
             self._error = error

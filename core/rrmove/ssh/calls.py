@@ -105,6 +105,15 @@ class CallLane(abc.ABC):
         """Wait until the agent has answered; raises why it never will."""
         await asyncio.shield(self._up)
 
+    @property
+    def node(self) -> Node:
+        """The node at the far end."""
+        return self._node
+
+    def give_up(self, error: RRMoveError) -> None:
+        """End the connection, for a reason that open calls raise; `close()` has to follow."""
+        self._die(error)
+
     async def close(self) -> None:
         """End the connection and wait until no thread touches it or its files any more."""
         self._die(Transient("the connection was closed by us", node=self._node.name))
@@ -240,6 +249,9 @@ class CallLane(abc.ABC):
         try:
             self._await_ready(channel)
             self._tell(self._is_up)
+            arrived = getattr(channel, "arrived", None)  # a channel that has several ways wants to know
+            if arrived is not None:
+                arrived()
             while (answer := self._hear(channel)) is not None:
                 self._heard = time.monotonic()
                 if answer.number:

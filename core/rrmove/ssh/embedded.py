@@ -22,8 +22,8 @@ import paramiko
 from rrmove.errors import Fatal, RRMoveError
 from rrmove.ssh.authentication import Authentication, EagerTransport
 from rrmove.ssh.beginning import Beginning
-from rrmove.ssh.config import effective_sync
-from rrmove.ssh.failures import explain_login
+from rrmove.ssh.config import SSHConfig, effective_sync
+from rrmove.ssh.failures import HostKeyError, explain_login
 from rrmove.ssh.hostkeys import Verdict, known_kinds, names_of, remember, verdict
 from rrmove.ssh.settings import LoginSettings, hop_node, read_settings
 
@@ -357,7 +357,7 @@ class ParamikoLogin:
         if found is Verdict.CHANGED:
             raise self.fail(f"Host key for {settings.host} has changed: it is {key.get_name()} {key.fingerprint}")
         if found is Verdict.REVOKED:
-            raise Fatal(
+            raise HostKeyError(
                 "the host key is marked as revoked",
                 node=self.node.name,
                 tried=f"{key.get_name()} {key.fingerprint}",
@@ -420,6 +420,20 @@ def direct_address(node: Node) -> tuple[str, int] | None:
     """Give the host and port that a login connects to; None where a proxy or jump host does. Blocks for some ms."""
     settings = read_settings(node, _options(node), getpass.getuser())
     return None if settings.jumps or settings.proxy_command else (settings.host, settings.port)
+
+
+def config_by_paramiko(node: Node) -> SSHConfig:
+    """Say what `ssh -G` would, where there is no ssh: paramiko reads ssh_config. Blocks for some ms."""
+    options = _options_by_paramiko(node)
+    settings = read_settings(node, options, getpass.getuser())
+    return SSHConfig(
+        hostname=settings.host,
+        port=settings.port,
+        user=settings.user,
+        proxyjump=",".join(settings.jumps) or None,
+        proxycommand=settings.proxy_command,
+        options={key: tuple(values) for key, values in options.items()},
+    )
 
 
 def _known_names(settings: LoginSettings) -> tuple[str, ...]:

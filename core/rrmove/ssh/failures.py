@@ -20,6 +20,19 @@ class NotOurs(Transient):
     """Our own SSH client cannot log in there, or is not let in; `ssh` has its turn."""
 
 
+class NotTheNode(Transient):
+    """The machine at one of a node's addresses is another; the next address has its turn."""
+
+
+class HostKeyError(Fatal):
+    """The host key is unknown, or another one than is known, or revoked."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether a key is known, and it is not this one; else a certificate's authority may still vouch for it."""
+        return "not the one that is known" in self.what
+
+
 class NotClean(Transient):
     """The connection does not carry all byte values; lanes of text serve there."""
 
@@ -38,13 +51,13 @@ class NoLogin(Transient):
 _WORDS: tuple[tuple[str, type[RRMoveError], str, str], ...] = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for \S+ has changed",
-        Fatal,
+        HostKeyError,
         "the host key is not the one that is known: the node was rebuilt, or somebody is in between",
         "If you know that it was rebuilt, run `{mend}` and log in once with `ssh {host}`",
     ),
     (
         r"Host key verification failed|host key is known for .* strict checking|No \S+ host key is known",
-        Fatal,
+        HostKeyError,
         "the host key is unknown",
         "Log in once with `ssh {host}` and check the fingerprint, or add the key to known_hosts",
     ),

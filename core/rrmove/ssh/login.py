@@ -6,17 +6,20 @@ import asyncio
 from typing import TYPE_CHECKING, Literal, Self
 
 from rrmove.ssh import own
+from rrmove.ssh.addresses import Addresses
 from rrmove.ssh.config import argv_options, destination, direct, effective
-from rrmove.ssh.failures import NoPython, NotClean, NotOurs
+from rrmove.ssh.dial import STAGGER
+from rrmove.ssh.failures import NoPython, NotClean, NotOurs, NotTheNode
 from rrmove.ssh.floor import FloorLane
 from rrmove.ssh.lane import AgentLane
 from rrmove.ssh.openssh import ALONE, LANE_OPTIONS, start
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import TracebackType
 
     from rrmove.errors import RRMoveError
-    from rrmove.model import Node
+    from rrmove.model import Address, Node
     from rrmove.ssh.ahead import Begun
     from rrmove.ssh.channel import Open
 
@@ -32,14 +35,15 @@ class SSHSession:
     turned out to have no python3; lanes opened from then on speak the shell floor. `text` is true
     once a connection has turned out to alter bytes; from then on all lanes are of text. `begun` is a
     connection that is under way already; it becomes the first lane's.
-    `more` are further flags for ssh.
+    `more` are further flags for ssh, `addresses` what is known of the node's, where somebody knows
+    more than the node itself says.
 
     With `client` "auto" the first connection is made by our own client, which logs in with eight
     round trips where `ssh` takes twelve, unless ssh_config asks for what only `ssh` can do; and so
     are those that are begun ahead. All others are made by `ssh`, which carries more a second.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one that everyone gives, the rest by name
         self,
         node: Node,
         *,
@@ -47,6 +51,7 @@ class SSHSession:
         client: Client = "openssh",
         begun: Begun | None = None,
         more: tuple[str, ...] = (),
+        addresses: Addresses | None = None,
     ) -> None:
         self._node, self._ssh, self._client, self.floor = node, ssh, client, False
         self.text = False
@@ -54,6 +59,7 @@ class SSHSession:
         self._ahead: list[AnyLane] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._begun, self._more = begun, more
+        self.addresses = addresses or (begun.addresses if begun is not None else Addresses(node, ssh=ssh))
         self.opened = 0
 
     async def __aenter__(self) -> Self:
@@ -83,6 +89,17 @@ class SSHSession:
         while lane.handshake is None and lane.alive and not lane.up:  # noqa: ASYNC110  a thread finds it out
             await asyncio.sleep(0.01)
         return lane.handshake
+
+    def know(self, addresses: Iterable[Address]) -> None:
+        """Take in further addresses of the node; a first connect that is in vain so far is begun anew with them."""
+        if self.addresses.add(addresses) and not any(lane.up for lane in self._lanes):
+            for lane in self._lanes:
+                asyncio.get_running_loop().call_later(STAGGER, self._anew, lane)
+
+    @staticmethod
+    def _anew(lane: AnyLane) -> None:
+        if not lane.up and lane.handshake is None:
+            lane.give_up(NotTheNode("its further addresses are tried as well", node=lane.node.name))
 
     async def begin(self, count: int) -> None:
         """Begin so many connections ahead; `open_lane()` will give them before it begins others."""
@@ -114,16 +131,31 @@ class SSHSession:
         """Give the argv that runs `ssh` for this node, without the destination; None without ssh."""
         if self._client == "own":
             return None
-        return (self._ssh, *LANE_OPTIONS, *ALONE, *self._more, *argv_options(self._node))
+        course = self.addresses.course()  # of several; `ssh -G` was asked by the first login
+        racing = course.flags(report=False) if course is not None else ()
+        return (self._ssh, *LANE_OPTIONS, *ALONE, *self._more, *racing, *argv_options(self._node))
 
     async def address(self) -> tuple[str, int] | None:
-        """Give host and port of the node's SSH server as we reach it; None through a proxy or jump host."""
+        """Give host and port of the node's SSH server as we reach it; None through a proxy or jump host.
+
+        Of several addresses the one that let us in last; waits for the first to answer.
+        """
         config = await effective(self._node, self._ssh)
         if config is None:  # there is no ssh to ask
             from rrmove.ssh.embedded import direct_address
 
-            return await asyncio.to_thread(direct_address, self._node)
-        return (config.hostname, config.port) if direct(config) else None
+            answered = self.addresses.used or self.addresses.answered
+            return (
+                (answered.address, answered.port) if answered else await asyncio.to_thread(direct_address, self._node)
+            )
+        if not direct(config):
+            return None
+        if self.addresses.several and await asyncio.to_thread(self.addresses.course) is not None:
+            lane = await self.control()
+            while self.addresses.answered is None and lane.alive and not lane.up:  # noqa: ASYNC110  threads find out
+                await asyncio.sleep(0.01)
+        answered = self.addresses.used or self.addresses.answered
+        return (config.hostname, config.port) if answered is None else (answered.address, answered.port)
 
     def ssh_destination(self) -> str:
         """Give the `[user@]host` word that goes with `ssh_command()`."""
@@ -144,5 +176,7 @@ class SSHSession:
             return lambda _: begun.channel()
         if self._client == "own" or (self._client == "auto" and quickly):
             strict = self._client == "auto"
-            return lambda command: own.start(self._node, command, strict=strict)
-        return lambda command: start(self._node, command, ssh=self._ssh, alone=alone, more=self._more)
+            return lambda command: own.start(self._node, command, strict=strict, addresses=self.addresses)
+        return lambda command: start(
+            self._node, command, ssh=self._ssh, alone=alone, more=self._more, addresses=self.addresses
+        )

@@ -12,14 +12,19 @@ import time
 from typing import TYPE_CHECKING
 
 from rrmove.errors import Fatal, RRMoveError
+from rrmove.ssh.addresses import read_report
 from rrmove.ssh.config import argv_options, destination
+from rrmove.ssh.dial import SAYS
 from rrmove.ssh.failures import explain_login
 from rrmove.ssh.pipes import PipeChannel, clients
 
 if TYPE_CHECKING:
     from rrmove.model import Node
+    from rrmove.ssh.addresses import Addresses, Dialed
 
 CONNECT_TIMEOUT = 10  # seconds; a cold login over a 200 ms link took 2.75
+READ = 256 * 1024  # bytes of what ssh says on stderr
+UNTOLD = ("debug1: ", "OpenSSH_", "Authenticated to ", SAYS)  # what begins lines that explain nothing
 LOOK = 0.004  # s between two looks at what ssh says while it connects
 
 # What a lane needs whatever ssh_config says: no terminal, no forwardings that a second connection
@@ -40,20 +45,39 @@ LANE_OPTIONS = (
 ALONE = ("-o", "ControlPath=none")
 
 
-def start(
-    node: Node, command: str, *, ssh: str = "ssh", alone: bool = False, more: tuple[str, ...] = ()
+def start(  # noqa: PLR0913  two that everyone gives, the rest by name
+    node: Node,
+    command: str,
+    *,
+    ssh: str = "ssh",
+    alone: bool = False,
+    more: tuple[str, ...] = (),
+    addresses: Addresses | None = None,
 ) -> OpenSSHChannel:
-    """Start `ssh` on a command; unless `alone`, over a master connection where the user keeps one."""
+    """Start `ssh` on a command; unless `alone`, over a master connection where the user keeps one.
+
+    Where the node has several `addresses`, `ssh` goes on with the connection of the one that answers first. Blocks
+    for some 10 ms the first time then.
+    """
     host = destination(node)
-    options = (*LANE_OPTIONS, *(ALONE if alone else ()), *more, *argv_options(node))
-    return OpenSSHChannel((ssh, *options, "--", host, command), node=node, host=host)
+    course = addresses.course() if addresses is not None else None
+    racing = course.flags(report=True) if course is not None else ()
+    options = (*LANE_OPTIONS, *(ALONE if alone else ()), *more, *racing, *argv_options(node))
+    return OpenSSHChannel(
+        (ssh, *options, "--", host, command), node=node, host=host, addresses=addresses if racing else None
+    )
 
 
 class OpenSSHChannel(PipeChannel):
-    """A command on the node, run by an `ssh` process in a process group of its own."""
+    """A command on the node, run by an `ssh` process in a process group of its own.
 
-    def __init__(self, argv: tuple[str, ...], *, node: Node, host: str) -> None:
-        self._node, self._host = node, host
+    With `addresses`, `ssh` says on stderr at which of them a race was won.
+    """
+
+    def __init__(self, argv: tuple[str, ...], *, node: Node, host: str, addresses: Addresses | None = None) -> None:
+        self._node, self._host, self._addresses = node, host, addresses
+        self._dialed: Dialed | None = None
+        self._hearing = threading.Lock()
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  lives as long as the process
         try:
             self._process = subprocess.Popen(
@@ -86,12 +110,30 @@ class OpenSSHChannel(PipeChannel):
                 words = os.pread(self._words.fileno(), 16 * 1024, 0)
                 if begun is None and b"\ndebug1: Connecting to " in words:
                     begun = now
+                if self._addresses is not None and self._hear(words) is not None:
+                    return
                 if b"\ndebug1: Connection established" in words:
                     self.rtt = None if begun is None else max(LOOK / 2, now - begun)
                     return
                 if b"\ndebug1: Executing proxy command" in words:
                     return
             time.sleep(LOOK)
+
+    def _hear(self, words: bytes) -> Dialed | None:
+        """Take note of who won the race, once."""
+        with self._hearing:
+            report = read_report(words.decode("utf-8", "replace")) if self._addresses and self._dialed is None else None
+            if report is not None and report.won is not None and self._addresses is not None:
+                place, address, self.rtt, seconds = report.won
+                self._dialed = self._addresses.dialed(place, address, seconds, report.tried)
+            return self._dialed
+
+    def arrived(self) -> None:
+        """Take note that the login went through."""
+        if self._addresses is not None:
+            dialed = self._hear(os.pread(self._words.fileno(), READ, 0))
+            if dialed is not None:
+                dialed.arrived()
 
     def cause(self) -> RRMoveError:
         """Say why the stream ended, in ssh's own words where it has any."""
@@ -100,8 +142,15 @@ class OpenSSHChannel(PipeChannel):
         except subprocess.TimeoutExpired:
             status = None
         self._words.seek(0)
-        lines = self._words.read(256 * 1024).decode("utf-8", "replace").splitlines(keepends=True)
-        words = "".join(line for line in lines if not line.startswith(("debug1: ", "OpenSSH_", "Authenticated to ")))
+        said = self._words.read(READ)
+        lines = said.decode("utf-8", "replace").splitlines(keepends=True)
+        words = "".join(line for line in lines if not line.startswith(UNTOLD))
+        if self._addresses is not None:
+            dialed, report = self._hear(said), read_report(said.decode("utf-8", "replace"))
+            if dialed is None and report is not None:
+                return self._addresses.unanswered(report.tried)
+            if dialed is not None:
+                return dialed.judged(explain_login(words, status, node=self._node.name, host=self._host))
         return explain_login(words, status, node=self._node.name, host=self._host)
 
     def close(self) -> None:

@@ -14,28 +14,30 @@ from typing import TYPE_CHECKING, Any
 
 from rrmove.errors import Fatal, RRMoveError, Transient, Unusable, UsageError
 from rrmove.ssh.beginning import begin
-from rrmove.ssh.failures import NoLogin, NotOurs
+from rrmove.ssh.failures import HostKeyError, NoLogin, NotOurs
 from rrmove.ssh.pipes import PipeChannel, clients
 
 if TYPE_CHECKING:
     from rrmove.model import Node
+    from rrmove.ssh.addresses import Addresses
     from rrmove.ssh.beginning import Beginning
 
-_KINDS = {kind.__name__: kind for kind in (Fatal, Transient, NoLogin, NotOurs, Unusable, UsageError)}
+_KINDS = {kind.__name__: kind for kind in (Fatal, HostKeyError, Transient, NoLogin, NotOurs, Unusable, UsageError)}
 REPORT = 64 * 1024  # bytes of a report at most
 
 
-def start(node: Node, command: str, *, strict: bool) -> OwnChannel:
+def start(node: Node, command: str, *, strict: bool, addresses: Addresses | None = None) -> OwnChannel:
     """Start to log in to a node and to run a command there; gives its channel.
 
-    Blocks for some 20 ms, in which `ssh -G` is asked, and for the resolution of the name. `strict`
-    says that `ssh` is there to take over: raises NotOurs where ssh_config asks for something that
-    only `ssh` can do; it is the channel's cause, too, where the node would not let us in. Raises
-    UsageError where ssh_config is broken.
+    Blocks for some 20 ms, in which `ssh -G` is asked, and for the resolution of the name; of several
+    `addresses`, until one has answered: raises NoLogin where none does. `strict` says that `ssh` is
+    there to take over: raises NotOurs where ssh_config asks for something that only `ssh` can do; it
+    is the channel's cause, too, where the node would not let us in. Raises UsageError where
+    ssh_config is broken.
     """
     client = _take()
     try:
-        begun = begin(node, strict=strict)
+        begun = begin(node, strict=strict, addresses=addresses)
         return OwnChannel(client, node, command, begun, strict=strict)
     except BaseException:
         _release(client)
@@ -110,7 +112,7 @@ class OwnChannel(PipeChannel):
     """A command on the node, over a connection that our own client made."""
 
     def __init__(self, client: Client, node: Node, command: str, begun: Beginning, *, strict: bool) -> None:
-        self._client, self._node, self._strict = client, node, strict
+        self._client, self._node, self._strict, self._dialed = client, node, strict, begun.dialed
         self._reports, reporting = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._error: RRMoveError | None = None
         self._rtt: float | None = None
@@ -139,9 +141,16 @@ class OwnChannel(PipeChannel):
         """Say why the stream ended, in the client's words."""
         self._hear(2.0)
         error = self._error or Transient("the connection was lost", node=self._node.name)
+        if self._dialed is not None and not (self._strict and isinstance(error, HostKeyError) and not error.certain):
+            error = self._dialed.judged(error)
         if self._strict and isinstance(error, Fatal):
             return NotOurs(error.what, node=error.node, tried=error.tried, remedy=error.remedy)
         return error
+
+    def arrived(self) -> None:
+        """Take note that the login went through."""
+        if self._dialed is not None:
+            self._dialed.arrived()
 
     def close(self) -> None:
         """Release the descriptors once no thread uses them any more."""
