@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rrmove.errors import UsageError
-from rrmove.model import Address, Node, Ports
+from rrmove.model import Address, Limit, Node, Ports
 from rrmove.nodefile import PORTS, NodeFile, address_kind
 from rrmove.ssh.config import SSHConfig, check_host, check_user, effective_sync, host_names
 
@@ -53,8 +53,9 @@ class Inventory:
 
     `path` is the file they come from (None: there is none), `ssh_config` stands for the user's
     own as with `ssh -F`, `ssh_hosts` are the names in it, `stranger` is what holds for a node
-    that is in neither. `others` asks plugins for nodes, each with who knows it; it is called only
-    where the files do not have a name or a tag, as their word comes first.
+    that is in neither, `limits` those that nodes of a provider share. `others` asks plugins for
+    nodes, each with who knows it; it is called only where the files do not have a name or a tag, as
+    their word comes first.
     """
 
     path: Path | None = None
@@ -62,6 +63,7 @@ class Inventory:
     ssh_config: Path | None = None
     ssh_hosts: tuple[str, ...] = ()
     stranger: Node = field(default_factory=lambda: Node(name=""))
+    limits: Mapping[str, tuple[Limit, ...]] = field(default_factory=lambda: MappingProxyType({}))
     others: Callable[[], Mapping[str, tuple[Node, str]]] = field(default=dict, compare=False, repr=False)
 
     def names(self) -> tuple[str, ...]:
@@ -135,7 +137,7 @@ class Inventory:
             node,
             ssh=ssh,
             destination=node.destination or self.stranger.destination,
-            limit_rate=node.limit_rate or self.stranger.limit_rate,
+            limits=node.limits or self.limits.get(node.provider or "", self.stranger.limits),
             ports=self.stranger.ports if node.ports == Ports() else node.ports,
         )
 
@@ -200,6 +202,7 @@ def load_inventory(
         ssh_config=ssh_config,
         ssh_hosts=hosts,
         stranger=reading.stranger(),
+        limits=MappingProxyType({name: reading.limits(name) for name in reading.providers}),
         others=others,
     )
 

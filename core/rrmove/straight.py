@@ -20,6 +20,7 @@ from rrmove.events import (
     LeftBehind,
     Planned,
     Progressed,
+    Unshared,
     Verified,
     Waiting,
 )
@@ -189,6 +190,10 @@ class Run:
             tally.sent(count)
             self.setting.limiter.reckon(count)
 
+        def progress(count: int) -> None:
+            tally.progress(count)
+            self.setting.limiter.landed += count
+
         self.setting.emit(AttemptStarted(node, name, before, size))
         job = Job(
             request=self.request,
@@ -198,13 +203,14 @@ class Run:
             session=loan,
             landing=self.landing,
             limiter=self.setting.limiter,
-            progress=tally.progress,
+            progress=progress,
             sent=sent,
             emit=tally.emit,
         )
         options = self.request.options
         others = children() if options.alone else frozenset()
-        error = await contained(transport.send(job), tally, loan, name, options.patience)
+        async with self.setting.common.at_work(self.request.node, lambda why: self.setting.emit(Unshared(node, why))):
+            error = await contained(transport.send(job), tally, loan, name, options.patience)
         loan.end()
         if options.alone and (left := children() - others - running()):
             self.setting.emit(LeftBehind(node, name, await end(left)))
