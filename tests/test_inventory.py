@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import rrmove
 from rrmove.errors import UsageError
 from rrmove.inventory import Inventory, Target, load_inventory, parse_target
-from rrmove.model import Address, Node, Ports
+from rrmove.model import Address, Limit, Node, Ports
 from rrmove.nodefile import address_kind
 
 if TYPE_CHECKING:
@@ -93,8 +93,10 @@ def test_a_node_has_everything_that_can_be_written(inventory: Inventory, tmp_pat
 
 
 def test_the_node_comes_before_its_provider_and_that_before_the_defaults(inventory: Inventory) -> None:
-    assert inventory.nodes["nebius-h100-3"].limit_rate == 50e6
-    assert inventory.nodes["box"].limit_rate == 100e6
+    nebius, box = inventory.nodes["nebius-h100-3"], inventory.nodes["box"]
+    assert nebius.limits == (Limit("provider nebius", 50e6), Limit("all nodes", 100e6))
+    assert box.limits == (Limit("all nodes", 100e6),)
+    assert (nebius.ceiling, box.ceiling) == (50e6, 100e6)
     assert inventory.nodes["box"].destination == "/srv"
     assert inventory.nodes["nebius-h100-3"].destination == "/data"
     assert inventory.nodes["box"].ssh.user == "everyone"
@@ -319,7 +321,7 @@ def test_hosts_of_ssh_config_are_nodes(inventory: Inventory, tmp_path: Path) -> 
     node, _ = resolved(inventory, "sshalias:x")
     assert (node.name, node.addresses, node.ssh.config) == ("sshalias", (), tmp_path / "ssh_config")
     assert node.ssh.user is None  # [defaults] must not go over what ssh_config says
-    assert node.limit_rate == 100e6
+    assert (node.limit_rate, node.limits) == (None, (Limit("all nodes", 100e6),))
 
 
 def test_hosts_that_nobody_wrote_down(inventory: Inventory) -> None:
