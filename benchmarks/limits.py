@@ -2,9 +2,9 @@
 
     python -m benchmarks.limits [--seconds S] [CASE ...]
 
-Needs root (the lab makes network namespaces). Nodes behind 400 Mbit/s and 20 ms belong to one provider with a limit of
-10 MB/s, and every move is a process of its own unless the row says otherwise. The bars: together within 5 % of the limit,
-each within 10 % of its share; one that is killed leaves its share within 5 s.
+Needs root (the lab makes network namespaces). Nodes behind 400 Mbit/s and 20 ms belong to one provider with a limit
+of 10 MB/s, and every move is a process of its own unless the row says otherwise. The bars: together within 5 % of the
+limit, each within 10 % of its share; one that is killed leaves its share within 5 s.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Case:
 
     def move(self, targets: list[str], *options: str) -> subprocess.Popen[bytes]:
         """Begin a move of the file."""
-        argv = [RRMOVE, "auto", "-q", "--nodes", self.inventory, *options, self.source]
+        argv: list[str | Path] = [RRMOVE, "auto", "-q", "--nodes", self.inventory, *options, self.source]
         self.moves.append(self.lab.popen([*argv, *(f"{target}:/root/in.bin" for target in targets)]))
         return self.moves[-1]
 
@@ -160,14 +160,17 @@ def many(seconds: float) -> None:
     with lab_of({f"n{number}": "" for number in range(MANY)}) as case:
         for name in case.nodes:
             case.move([name], "--only", "chunked")
-        begun = time.monotonic()
+        seen = [(time.monotonic(), 0)]
         while not all(case.there()):
             case.check()
             time.sleep(0.1)
-        row(
-            f"{MANY} processes at once, until each has begun ({time.monotonic() - begun:.0f} s)",
-            [sum(case.there()) / (time.monotonic() - begun)],
-            [LIMIT],
+            seen.append((time.monotonic(), sum(case.there())))
+        spans = [(b - a, later - at) for at, a in seen for later, b in seen if 1.0 <= later - at <= 1.2]
+        most = max(count / span for count, span in spans)
+        print(
+            f"| {MANY} processes at once, the {seen[-1][0] - seen[0][0]:.0f} s until each has begun: most in a second "
+            f"| {most / 1e6:.2f} | | | |",
+            flush=True,
         )
         rates = case.rates(seconds)
         spread = f"{min(rates) / 1e6:.2f} to {max(rates) / 1e6:.2f} each"

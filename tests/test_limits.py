@@ -22,6 +22,7 @@ from rrmove.limits import shared
 from rrmove.model import Limit, Node, SSHSettings
 from rrmove.rate import TokenBucket
 from rrmove.testing import EmbeddedNode
+from tests.web import Page, Web
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -226,37 +227,49 @@ def placed(node: EmbeddedNode, *limits: Limit, **more: Any) -> Node:
     return Node(name=node.name, ssh=SSHSettings(config=node.ssh_config), limits=limits, **more)
 
 
-@pytest.mark.parametrize("transport", ["rsync", "scp"])
-async def test_a_program_that_began_alone_gives_way_to_a_move_that_comes_later(tmp_path: Path, transport: str) -> None:
+@pytest.mark.parametrize("transport", ["rsync", "scp", "fetch", "aria2"])
+async def test_a_program_that_began_alone_gives_way_and_takes_back(tmp_path: Path, transport: str) -> None:
+    data, limit, there = os.urandom(6_000_000), Limit("provider p", 4e6), [0]
     source = tmp_path / "model.pth"
-    source.write_bytes(os.urandom(9_000_000))
-    limit, there = Limit("provider p", 4e6), dict[str, int]()
-    rates: dict[str, list[float]] = {"early": [], "late": []}
+    source.write_bytes(data)
 
     def watch(event: rrmove.Event) -> None:
         if isinstance(event, rrmove.Progressed):
-            there[event.node] = event.durable
+            there[0] = event.durable
 
-    with EmbeddedNode(name="early") as early, EmbeddedNode(name="late") as late:
-        move = asyncio.create_task(rrmove.move(source, placed(early, limit), only=(transport,), on_event=watch))
-        while there.get("early", 0) < 2_000_000:
-            await asyncio.sleep(0.05)
+    async def rate(seconds: float) -> float:
+        before, then = there[0], time.monotonic()
+        await asyncio.sleep(seconds)
+        return (there[0] - before) / (time.monotonic() - then)
+
+    with EmbeddedNode(name="box") as node, Web() as web:
+        web.pages["/model.pth"] = Page(data=data)
+        what = web.url("/model.pth") if transport in {"fetch", "aria2"} else source
+        move = asyncio.create_task(rrmove.move(what, placed(node, limit), only=(transport,), on_event=watch))
+        while there[0] < 1_000_000:
+            await asyncio.sleep(0.02)
             assert not move.done()
-        other = asyncio.create_task(rrmove.move(source, placed(late, limit), only=("chunked",), on_event=watch))
-        while there.get("late", 0) < 500_000:
-            await asyncio.sleep(0.05)
-        while not move.done() and not other.done():
-            before, then = dict(there), time.monotonic()
-            await asyncio.sleep(1.0)
-            for name, found in rates.items():
-                found.append((there[name] - before[name]) / (time.monotonic() - then))
-        outcomes = await asyncio.gather(move, other)
-        assert all(outcome.ok for outcome in outcomes)
-        assert (early.home / "model.pth").read_bytes() == (late.home / "model.pth").read_bytes() == source.read_bytes()
-    middle = {name: sorted(found)[len(found) // 2] for name, found in rates.items()}
-    assert sum(middle.values()) < 4e6 * 1.25
-    assert middle["late"] > 1e6  # it does not starve behind a program that was told to take all
-    assert middle["early"] > 1e6
+        other = TokenBucket(limit.rate)
+        async with shared(other, [limit], 30, lambda _: None):
+            hungry = asyncio.create_task(_hunger(other))
+            await asyncio.sleep(0.8)
+            slow = await rate(1.2)
+            hungry.cancel()
+        assert not move.done()  # it was measured at work
+        left, then = len(data) - there[0], time.monotonic()
+        outcome = await move
+        back = left / (time.monotonic() - then)
+        assert outcome.ok
+        assert (node.home / "model.pth").read_bytes() == data
+    assert 0 < slow < 2.5e6  # a quarter of the 4 MB/s that it was told at its start, and some unrest
+    assert back > slow
+
+
+async def _hunger(bucket: TokenBucket) -> None:
+    """Look like a move that could use whatever it gets."""
+    while True:
+        await asyncio.sleep(0.02)
+        bucket.waited += 0.02
 
 
 async def test_a_move_says_that_its_limits_hold_for_this_process_alone(own_state: Path, tmp_path: Path) -> None:

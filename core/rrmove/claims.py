@@ -124,9 +124,14 @@ class Claims:
         # Made here and not by SQLite, so that it is known which file was opened.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._inode = self._seen()
-        self._db = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
-        _prepare(self._db)
-        return self._db
+        db = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)
+        try:
+            _prepare(db)
+        except BaseException:
+            db.close()
+            raise
+        self._db = db
+        return db
 
     def _seen(self) -> int | None:
         try:
