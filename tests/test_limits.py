@@ -261,7 +261,8 @@ async def test_a_program_that_began_alone_gives_way_and_takes_back(tmp_path: Pat
         back = left / (time.monotonic() - then)
         assert outcome.ok
         assert (node.home / "model.pth").read_bytes() == data
-    assert 0 < slow < 2.5e6  # a quarter of the 4 MB/s that it was told at its start, and some unrest
+    assert slow < 2.5e6  # a quarter of the 4 MB/s that it was told at its start, and some unrest
+    assert slow or transport == "aria2"  # whose own limiter makes up for what it took in the last ten seconds
     assert back > slow
 
 

@@ -45,6 +45,7 @@ class Listed:
     provider: str | None
     tags: tuple[str, ...]
     origin: str
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +324,7 @@ def _row(node: Node, says: SSHConfig | None, origin: str) -> Listed:
         provider=node.provider,
         tags=tuple(sorted(node.tags)),
         origin=origin,
+        limits=node.all_limits,
     )
 
 

@@ -25,10 +25,14 @@ TICK = 0.25  # s between two looks; what somebody cannot use, others have three 
 SETTLING = 0.5  # s, the time constant of what is taken for a move's use: below, frames and looks at the disk show
 GRACE = 1.0  # s that a move may take to begin before it counts how much it moves
 STRAINED = 0.5  # of the time somebody waits for bytes to pass: it is the limit that holds this move
-# What a move that does not wait may take more than it did: those that ask at each frame are seen to wait as soon as it
-# is too little; programs that limit themselves are only seen to come near.
-ROOM, ROOM_UNASKED, NEAR = 1.15, 1.5, 0.75
-LEAST = 0.0025  # of its limit is left to a move that moves nothing, so that it can be seen to begin again
+ROOM = (
+    1.15  # what a move that does not wait may take more than it did, and is seen to wait as soon as that is too little
+)
+LEAST = 0.0025  # of its limit is left to a move that moves nothing, until somebody waits again
+# Programs that limit themselves do not wait here. They are judged by what comes onto the node's disk, and that in lumps
+# of a chunk (2 MiB), so over so many bytes or seconds; whoever comes near to what it may use could use more.
+SPAN, SHORTEST, LONGEST = 8 << 20, 1.0, 4.0
+NEAR, ROOM_UNASKED, LEAST_UNASKED = 0.75, 1.5, 0.1
 FIRST = 1.0  # s that an attempt waits for a share: the others give it up within a tick
 
 
@@ -44,8 +48,13 @@ class Mover:
         self._tell, self._loop = tell, asyncio.get_running_loop()
         self._first = asyncio.Event()
         self._began = self._then = time.monotonic()
-        self._seen = (bucket.taken, bucket.landed, bucket.waited)
-        self._use = self._asked = self._strain = 0.0
+        self._seen = self._start = (bucket.taken, bucket.landed, bucket.waited)
+        self._use = self._strain = 0.0
+        self._span, self._allowed, self._landed = (
+            0.0,
+            0.0,
+            bucket.landed,
+        )  # s, bytes, bytes: programs are judged by them
         bucket.granted = 0.0
 
     @property
@@ -59,18 +68,28 @@ class Mover:
         if span < TICK / 2:
             return
         seen = (self.bucket.taken, self.bucket.landed, self.bucket.waited)
-        taken, landed, waited = (max(0.0, is_ - was) / span for is_, was in zip(seen, self._seen, strict=True))
+        taken, _, waited = (max(0.0, is_ - was) / span for is_, was in zip(seen, self._seen, strict=True))
         self._then, self._seen = now, seen
         part = -math.expm1(-span / SETTLING)
-        self._use += part * (max(taken, landed) - self._use)
-        self._asked += part * (taken - self._asked)
+        self._use += part * (taken - self._use)
         self._strain += part * (waited - self._strain)
-        unasked = self._use > 2 * self._asked
-        near = unasked and self._use >= NEAR * (self.bucket.granted or 0.0)
-        if now - self._began < GRACE or max(waited, self._strain) >= STRAINED or near:
-            self.demand = math.inf
-        else:
-            self.demand = max(LEAST * self.lowest, self._use * (ROOM_UNASKED if unasked else ROOM))
+        asked, landed = (is_ - was for is_, was in zip(seen[:2], self._start[:2], strict=True))
+        if not self._judged_by_disk(span, unasked=not asked or landed > 2 * asked):
+            strained = now - self._began < GRACE or max(waited, self._strain) >= STRAINED
+            self.demand = math.inf if strained else max(LEAST * self.lowest, self._use * ROOM)
+
+    def _judged_by_disk(self, span: float, *, unasked: bool) -> bool:
+        """Judge a program that limits itself, where it is one; what was said of it last holds meanwhile."""
+        self._span += span
+        self._allowed += span * (self.bucket.granted or 0.0)
+        if self._span >= LONGEST or (self._allowed >= SPAN and self._span >= SHORTEST):
+            landed = self.bucket.landed - self._landed
+            if unasked:
+                near = landed >= NEAR * self._allowed
+                least = LEAST_UNASKED * self.lowest
+                self.demand = math.inf if near else max(least, landed / self._span * ROOM_UNASKED)
+            self._span, self._allowed, self._landed = 0.0, 0.0, self.bucket.landed
+        return unasked
 
     def grant(self, rate: float) -> None:
         """Let it use so much from now on."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rrmove.cli.jsonlines import dumps
 from rrmove.cli.table import columns, show
 from rrmove.cli.text import printable
+from rrmove.units import format_rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from rrmove.cli.arguments import NodesCommand
     from rrmove.inventory import Listed
 
-HEAD = ("NODE", "HOST", "PORT", "USER", "PROVIDER", "TAGS", "FROM")
+HEAD = ("NODE", "HOST", "PORT", "USER", "PROVIDER", "TAGS", "LIMIT", "FROM")
 
 
 def run(command: NodesCommand) -> int:
@@ -48,8 +49,21 @@ def describe(rows: Sequence[Listed]) -> list[str]:
             row.user or "",
             row.provider or "",
             ", ".join(row.tags),
+            _limit(row),
             row.origin,
         )
         for row in rows
     ]
+    if not any(row.limits for row in rows):
+        at = HEAD.index("LIMIT")
+        return columns([cell[:at] + cell[at + 1 :] for cell in cells], HEAD[:at] + HEAD[at + 1 :], right=(2,))
     return columns(cells, HEAD, right=(2,))
+
+
+def _limit(row: Listed) -> str:
+    """Give the lowest of a node's limits, and with whom it is shared."""
+    if not row.limits:
+        return ""
+    lowest = min(row.limits, key=lambda limit: limit.rate)
+    shared = "" if lowest.scope == f"node {row.name}" else f" ({lowest.scope})"
+    return f"{format_rate(lowest.rate)}{shared}"
