@@ -106,7 +106,7 @@ def two(seconds: float, transport: str = "chunked") -> None:
     with lab_of({"one": "", "two": ""}) as case:
         case.move(["one"], "--only", transport)
         case.move(["two"], "--only", transport)
-        row(f"two processes, {transport}", case.rates(seconds), [5e6, 5e6])
+        row("two processes" + (f", {transport}" if transport != "chunked" else ""), case.rates(seconds), [5e6, 5e6])
 
 
 def weighed(seconds: float) -> None:
