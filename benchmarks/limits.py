@@ -83,7 +83,7 @@ def lab_of(nodes: dict[str, str]) -> Iterator[Case]:
     """Build nodes and clear up afterwards."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         (Path(folder) / "in.bin").write_bytes(os.urandom(int(LIMIT * 1.3e-6) * 12 * 10**6))
-        with Lab([Profile(name, rtt_ms=20, rate="400mbit") for name in nodes]) as lab:
+        with Lab([Profile(name, rtt_ms=20, rate="20mbit" if name == "far" else "400mbit") for name in nodes]) as lab:
             case = Case(lab, Path(folder), nodes)
             try:
                 yield case
@@ -123,6 +123,14 @@ def slow(seconds: float) -> None:
         case.move(["one"], "--only", "chunked")
         case.move(["two"], "--only", "chunked")
         row("one node's own limit is 2 MB/s", case.rates(seconds), [2e6, 8e6])
+
+
+def far(seconds: float) -> None:
+    """One node's link carries less than its share: the other takes what that leaves."""
+    with lab_of({"far": "", "two": ""}) as case:
+        case.move(["far"], "--only", "chunked")
+        case.move(["two"], "--only", "chunked")
+        row("one node is behind 20 Mbit/s", case.rates(seconds), [2.4e6, 7.6e6])
 
 
 def together(seconds: float) -> None:
@@ -183,6 +191,7 @@ CASES = {
     "mixed": mixed,
     "priority": weighed,
     "slow": slow,
+    "far": far,
     "together": together,
     "killed": killed,
     "many": many,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -315,6 +316,15 @@ def test_user_and_port_go_over_the_inventorys(inventory: Inventory) -> None:
     node, path = resolved(inventory, "ssh://me@nebius-h100-3:2200/x")
     assert (node.name, node.ssh.user, node.ssh.port, path) == ("nebius-h100-3", "me", 2200, "/x")
     assert node.addresses == inventory.nodes["nebius-h100-3"].addresses
+
+
+def test_a_plugins_node_shares_the_limit_of_its_provider(tmp_path: Path) -> None:
+    known = {"x": (Node(name="x", provider="p"), "plug"), "y": (Node(name="y", limit_rate=1e6), "plug")}
+    inventory = write(tmp_path, '[defaults]\nlimit_rate = "9M"\n[providers.p]\nlimit_rate = "2M"\n')
+    inventory = replace(inventory, others=lambda: known)
+    x, y = (resolved(inventory, name)[0] for name in "xy")
+    assert x.limits == (Limit("provider p", 2e6), Limit("all nodes", 9e6))
+    assert y.all_limits == (Limit("node y", 1e6), Limit("all nodes", 9e6))
 
 
 def test_hosts_of_ssh_config_are_nodes(inventory: Inventory, tmp_path: Path) -> None:
