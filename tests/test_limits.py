@@ -229,7 +229,7 @@ def placed(node: EmbeddedNode, *limits: Limit, **more: Any) -> Node:
 
 @pytest.mark.parametrize("transport", ["rsync", "scp", "fetch", "aria2"])
 async def test_a_program_that_began_alone_gives_way_and_takes_back(tmp_path: Path, transport: str) -> None:
-    data, limit, there = os.urandom(6_000_000), Limit("provider p", 4e6), [0]
+    data, limit, there = os.urandom(14_000_000), Limit("provider p", 8e6), [0]
     source = tmp_path / "model.pth"
     source.write_bytes(data)
 
@@ -261,9 +261,9 @@ async def test_a_program_that_began_alone_gives_way_and_takes_back(tmp_path: Pat
         back = left / (time.monotonic() - then)
         assert outcome.ok
         assert (node.home / "model.pth").read_bytes() == data
-    assert slow < 2.5e6  # a quarter of the 4 MB/s that it was told at its start, and some unrest
-    assert slow or transport == "aria2"  # whose own limiter makes up for what it took in the last ten seconds
-    assert back > slow or what != source  # what the node fetches comes in chunks, too few of them to tell
+    assert slow < 5e6  # a quarter of the 8 MB/s that it was told at its start, and some unrest
+    # What the node fetches comes in chunks, too few of them to tell.
+    assert back > slow > 0 or what != source
 
 
 async def _hunger(bucket: TokenBucket) -> None:
