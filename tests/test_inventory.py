@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 import rrmove
 from rrmove.errors import UsageError
 from rrmove.inventory import Inventory, Target, load_inventory, parse_target
-from rrmove.model import Address, Node, Ports
+from rrmove.model import Address, Limit, Node, Ports
 from rrmove.nodefile import address_kind
 
 if TYPE_CHECKING:
@@ -93,8 +94,10 @@ def test_a_node_has_everything_that_can_be_written(inventory: Inventory, tmp_pat
 
 
 def test_the_node_comes_before_its_provider_and_that_before_the_defaults(inventory: Inventory) -> None:
-    assert inventory.nodes["nebius-h100-3"].limit_rate == 50e6
-    assert inventory.nodes["box"].limit_rate == 100e6
+    nebius, box = inventory.nodes["nebius-h100-3"], inventory.nodes["box"]
+    assert nebius.limits == (Limit("provider nebius", 50e6), Limit("all nodes", 100e6))
+    assert box.limits == (Limit("all nodes", 100e6),)
+    assert (nebius.ceiling, box.ceiling) == (50e6, 100e6)
     assert inventory.nodes["box"].destination == "/srv"
     assert inventory.nodes["nebius-h100-3"].destination == "/data"
     assert inventory.nodes["box"].ssh.user == "everyone"
@@ -315,11 +318,20 @@ def test_user_and_port_go_over_the_inventorys(inventory: Inventory) -> None:
     assert node.addresses == inventory.nodes["nebius-h100-3"].addresses
 
 
+def test_a_plugins_node_shares_the_limit_of_its_provider(tmp_path: Path) -> None:
+    known = {"x": (Node(name="x", provider="p"), "plug"), "y": (Node(name="y", limit_rate=1e6), "plug")}
+    inventory = write(tmp_path, '[defaults]\nlimit_rate = "9M"\n[providers.p]\nlimit_rate = "2M"\n')
+    inventory = replace(inventory, others=lambda: known)
+    x, y = (resolved(inventory, name)[0] for name in "xy")
+    assert x.limits == (Limit("provider p", 2e6), Limit("all nodes", 9e6))
+    assert y.all_limits == (Limit("node y", 1e6), Limit("all nodes", 9e6))
+
+
 def test_hosts_of_ssh_config_are_nodes(inventory: Inventory, tmp_path: Path) -> None:
     node, _ = resolved(inventory, "sshalias:x")
     assert (node.name, node.addresses, node.ssh.config) == ("sshalias", (), tmp_path / "ssh_config")
     assert node.ssh.user is None  # [defaults] must not go over what ssh_config says
-    assert node.limit_rate == 100e6
+    assert (node.limit_rate, node.limits) == (None, (Limit("all nodes", 100e6),))
 
 
 def test_hosts_that_nobody_wrote_down(inventory: Inventory) -> None:

@@ -148,7 +148,7 @@ class TestNodes:
         inventory = rrmove.load_inventory(path)
         (node,) = inventory.nodes.values()
         assert node.name == "nebius-h100-3"
-        assert node.limit_rate == 50e6  # the provider's comes before the default
+        assert node.ceiling == 50e6  # the provider's is lower than all nodes'
         assert node.destination == "/data/"
         assert [(each.host, each.kind) for each in node.addresses] == [
             ("203.0.113.9", "public"),

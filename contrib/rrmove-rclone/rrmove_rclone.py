@@ -82,7 +82,7 @@ class Rclone:
             raise rrmove.Unusable(f"rclone would throw away the {there} bytes that are there already", node=node)
         await job.landing.trim(0)
         over = words((ssh[0], *SILENCE, *ssh[1:], job.session.ssh_destination()))
-        limit = () if job.limiter.rate is None else ("--bwlimit", f"{max(1, round(job.limiter.rate))}B")
+        limit = () if job.limiter.ceiling is None else ("--bwlimit", f"{max(1, round(job.limiter.ceiling))}B")
         with descriptor(job) as fd:
             argv = [found, "copyto", *FLAGS, *limit, "--sftp-ssh", over, "--", f"/dev/fd/{fd}"]
             target = b":sftp:" + os.fsencode(job.landing.part)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import os
 import time
+from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from rrmove import manifest as manifests
 from rrmove.errors import IntegrityError, RRMoveError, UsageError
 from rrmove.hooks import Hooks, load_hooks
-from rrmove.model import Source
+from rrmove.model import Limit, Source
 from rrmove.rate import TokenBucket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from rrmove.manifest import Manifest
     from rrmove.model import Node, Options
@@ -35,7 +37,9 @@ class Common:
         self.source = source
         self.began = time.monotonic()
         self.limit = TokenBucket(options.limit_rate, sharers=sharers)
+        self._name = f"moves {os.urandom(8).hex()}"
         self.limiters: dict[str, TokenBucket] = {}
+        self._options = options
         self._sha256 = options.sha256
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 
@@ -45,8 +49,22 @@ class Common:
         return load_hooks()
 
     def limiter(self, node: Node) -> TokenBucket:
-        """Give what a move to a node sends through: the node's own limit, within that of all."""
-        return self.limiters.setdefault(node.name, TokenBucket(node.limit_rate or None, within=self.limit))
+        """Give what a move to a node sends through: the lowest of the node's limits, within that of all."""
+        return self.limiters.setdefault(node.name, TokenBucket(node.ceiling, within=self.limit))
+
+    @asynccontextmanager
+    async def at_work(self, node: Node, tell: Callable[[str], None]) -> AsyncIterator[None]:
+        """Let an attempt have its share of the limits that the node shares with others; `tell` as `limits.shared()`."""
+        limits, own = node.all_limits, self._options.limit_rate
+        if not limits:
+            yield
+            return
+        from rrmove.limits import shared
+
+        if own is not None:  # what these moves cannot use, others need not leave to them
+            limits = (*limits, Limit(self._name, own))
+        async with shared(self.limiter(node), limits, self._options.priority, tell):
+            yield
 
     async def prepared(self) -> Source:
         """Let hooks make the source ready before it is read. Raises RejectedError."""

@@ -81,7 +81,7 @@ def link_of(node: Node, facts: Facts, knowledge: Knowledge, seen: Sequence[Life]
 
     The provider's prior is outvoted by this node's history as its samples grow, and both by
     `seen`, the connections that this very move has lost. The RTT is the probed one, else the
-    last known, else `UNKNOWN_RTT`. `limit_rate` is the node's own.
+    last known, else `UNKNOWN_RTT`. `limit_rate` is the lowest of the node's.
     """
     prior = prior_of(node)
     rtt = _positive(facts.get(RTT)) or _positive(knowledge.rtt) or UNKNOWN_RTT
@@ -108,7 +108,7 @@ def link_of(node: Node, facts: Facts, knowledge: Knowledge, seen: Sequence[Life]
         rate=_rate(prior.rate, knowledge, rtt),
         life_seconds=seconds,
         life_bytes=carried,
-        limit_rate=node.limit_rate,
+        limit_rate=node.ceiling,
     )
 
 

@@ -88,6 +88,14 @@ class LeftBehind:
 
 
 @dataclass(frozen=True, slots=True)
+class Unshared:
+    """The inventory's limits hold for this process alone, as it cannot agree with others, because of `reason`."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """Nothing is done for `seconds`, because of `reason`."""
 
@@ -129,6 +137,7 @@ Event = (
     | ConnectionLost
     | AttemptFailed
     | LeftBehind
+    | Unshared
     | Waiting
     | Verified
     | Committed

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rrmove.errors import UsageError
-from rrmove.model import Address, Node, Ports
+from rrmove.model import Address, Limit, Node, Ports
 from rrmove.nodefile import PORTS, NodeFile, address_kind
 from rrmove.ssh.config import SSHConfig, check_host, check_user, effective_sync, host_names
 
@@ -49,6 +49,7 @@ class Listed:
     """Those beside the host."""
     last: str | None = None
     """Of several, the one at which the node let us in last."""
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,9 @@ class Inventory:
 
     `path` is the file they come from (None: there is none), `ssh_config` stands for the user's
     own as with `ssh -F`, `ssh_hosts` are the names in it, `stranger` is what holds for a node
-    that is in neither. `others` asks plugins for nodes, each with who knows it; it is called only
-    where the files do not have a name or a tag, as their word comes first.
+    that is in neither, `limits` those that nodes of a provider share. `others` asks plugins for
+    nodes, each with who knows it; it is called only where the files do not have a name or a tag, as
+    their word comes first.
     """
 
     path: Path | None = None
@@ -66,6 +68,7 @@ class Inventory:
     ssh_config: Path | None = None
     ssh_hosts: tuple[str, ...] = ()
     stranger: Node = field(default_factory=lambda: Node(name=""))
+    limits: Mapping[str, tuple[Limit, ...]] = field(default_factory=lambda: MappingProxyType({}))
     others: Callable[[], Mapping[str, tuple[Node, str]]] = field(default=dict, compare=False, repr=False)
 
     def names(self) -> tuple[str, ...]:
@@ -139,7 +142,7 @@ class Inventory:
             node,
             ssh=ssh,
             destination=node.destination or self.stranger.destination,
-            limit_rate=node.limit_rate or self.stranger.limit_rate,
+            limits=node.limits or self.limits.get(node.provider or "", self.stranger.limits),
             ports=self.stranger.ports if node.ports == Ports() else node.ports,
         )
 
@@ -204,6 +207,7 @@ def load_inventory(
         ssh_config=ssh_config,
         ssh_hosts=hosts,
         stranger=reading.stranger(),
+        limits=MappingProxyType({name: reading.limits(name) for name in reading.providers}),
         others=others,
     )
 
@@ -325,6 +329,7 @@ def _row(node: Node, says: SSHConfig | None, origin: str) -> Listed:
         tags=tuple(sorted(node.tags)),
         origin=origin,
         addresses=_further(node, says.hostname if says else node.ssh.host),
+        limits=node.all_limits,
     )
 
 

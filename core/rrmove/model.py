@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _Kind = TypeVar("_Kind")
 
 PATIENCE = 300.0  # s; chosen: longer than any node was seen to hash or to be silent in a life of its link
+PRIORITY, PRIORITIES = 10, range(1, 101)  # chosen: a tenth of the usual weight at the least, ten times at the most
 DATA_PORT = 8780  # the fleet's HTTP data server
 TORRENT_PORT = 6881  # BitTorrent's and its DHT's customary port
 
@@ -88,11 +89,20 @@ class Ports:
     torrent: int = TORRENT_PORT
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Bytes a second for all that a scope holds together, in all processes of this user on this machine."""
+
+    scope: str
+    rate: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """A machine that files are moved to.
 
-    `limit_rate` is in bytes a second; `settings` is what the inventory says to transports, the
+    `limit_rate` is the node's own, in bytes a second; `limits` are those that it shares with others:
+    its provider's, and the machine's; `settings` is what the inventory says to transports, the
     last word on a key holds; `extra` are the keys that nobody here knows.
     """
 
@@ -103,9 +113,20 @@ class Node:
     tags: frozenset[str] = frozenset()
     destination: str | None = None
     limit_rate: float | None = None
+    limits: tuple[Limit, ...] = ()
     ports: Ports = field(default_factory=Ports)
     settings: tuple[Given, ...] = ()
     extra: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def all_limits(self) -> tuple[Limit, ...]:
+        """Its own limit, where it has one, and those that it shares."""
+        return (*((Limit(f"node {self.name}", self.limit_rate),) if self.limit_rate else ()), *self.limits)
+
+    @property
+    def ceiling(self) -> float | None:
+        """The lowest of its limits, in bytes a second; None without any."""
+        return min((limit.rate for limit in self.all_limits), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +284,8 @@ class Options:
 
     `only` and `without` are transport names; `limit_rate` is in bytes a second; `deadline` in
     seconds from the start; `sha256` the whole file's expected digest in hex; `mirrors` are URLs
-    that have this very file too; `settings` what transports are told for this move; `plugins`
+    that have this very file too; `priority` weighs this move against others under the same limits;
+    `settings` what transports are told for this move; `plugins`
     transports that are not installed: classes, objects, or paths of Python files; `patience` the
     seconds in which a transport has to report a byte or to end; `alone` says that nobody else in
     this program starts processes, so that those which a transport leaves behind can be told and
@@ -276,6 +298,7 @@ class Options:
     deadline: float | None = None
     sha256: str | None = None
     mirrors: tuple[str, ...] = field(default=(), repr=False)
+    priority: int = PRIORITY
     settings: tuple[Given, ...] = ()
     plugins: tuple[object, ...] = ()
     patience: float = PATIENCE

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from rrmove import manifest as manifests
 from rrmove.containment import run_to_end
-from rrmove.errors import Fatal, RRMoveError
+from rrmove.errors import Fatal, RRMoveError, UsageError
 from rrmove.fetching import Fetch
-from rrmove.model import PATIENCE, Options, Remote
+from rrmove.model import PATIENCE, PRIORITIES, PRIORITY, Options, Remote
 from rrmove.plugin_settings import given
 from rrmove.setting import Setting
 from rrmove.straight import Run
@@ -34,7 +34,8 @@ class Wishes(TypedDict, total=False):
     """What may be said of a move by name, all of it optional.
 
     `only` and `without` name transports; `limit_rate` is in bytes a second, `deadline` in seconds;
-    `sha256` is what the whole file must hash to; `mirrors` are URLs of the same file; `settings`
+    `priority` (1 to 100, default 10) weighs it against other moves under the same limits; `sha256` is
+    what the whole file must hash to; `mirrors` are URLs of the same file; `settings`
     are what transports are told (`{"http.tls": "off"}`, before all else that says so); `plugins`
     are transports that are not
     installed (classes, objects, or paths of Python files); a transport that reports nothing for
@@ -50,6 +51,7 @@ class Wishes(TypedDict, total=False):
     without: Sequence[str]
     limit_rate: float | None
     deadline: float | None
+    priority: int
     sha256: str | None
     mirrors: Sequence[str]
     settings: Mapping[str, object]
@@ -152,11 +154,15 @@ def options_of(wishes: Wishes) -> Options:
     unknown = wishes.keys() - Wishes.__annotations__.keys()
     if unknown:
         raise TypeError(f"move() got an unexpected keyword argument {min(unknown)!r}")
+    priority = wishes.get("priority", PRIORITY)
+    if priority not in PRIORITIES:
+        raise UsageError(f"the priority {priority!r} is none of 1 to 100", remedy=f"The usual one is {PRIORITY}")
     return Options(
         only=tuple(wishes.get("only", ())),
         without=tuple(wishes.get("without", ())),
         limit_rate=wishes.get("limit_rate"),
         deadline=wishes.get("deadline"),
+        priority=priority,
         sha256=wishes.get("sha256"),
         mirrors=tuple(wishes.get("mirrors", ())),
         settings=tuple(given(key, value) for key, value in wishes.get("settings", {}).items()),

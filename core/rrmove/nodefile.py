@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 from rrmove.errors import UsageError
-from rrmove.model import DATA_PORT, TORRENT_PORT, Address, Given, Node, Ports, SSHSettings
+from rrmove.model import DATA_PORT, TORRENT_PORT, Address, Given, Limit, Node, Ports, SSHSettings
 from rrmove.ssh.config import check_host, check_user
 from rrmove.units import parse_rate
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Where = tuple[str, ...]  # a table's heading: ("nodes", "gpu1")
 
 PORTS = range(1, 65536)
+ALL = "all nodes"  # the scope of the limit in [defaults]
 _KINDS = ("lan", "public", "tailscale")
 # Of [defaults], what ssh_config has no word for: this much holds for nodes that it alone knows.
 _BEYOND_SSH = ("dest", "limit_rate", "data_port", "torrent_port")
@@ -97,22 +98,38 @@ class NodeFile:
             provider=provider,
             tags=chosen.tags(),
             destination=chosen.word("dest"),
-            limit_rate=chosen.rate("limit_rate"),
+            limit_rate=_Layers(self, own).rate("limit_rate"),
+            limits=self.limits(provider),
             ports=chosen.ports(),
             settings=(*self._settings(), *chosen.settings()),
             extra=chosen.extra(),
         )
 
     def stranger(self) -> Node:
-        """Build what [defaults] says of nodes that are not in the file: ports, dest, limit_rate."""
+        """Build what [defaults] says of nodes that are not in the file: ports, dest, limits."""
         chosen = _Layers(self, (("defaults",), self._table("defaults")))
         return Node(
             name="",
             destination=chosen.word("dest"),
-            limit_rate=chosen.rate("limit_rate"),
+            limits=self.limits(None),
             ports=chosen.ports(),
             settings=self._settings(),
         )
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The providers that have a table, in the file's order."""
+        return tuple(self._table("providers"))
+
+    def limits(self, provider: str | None) -> tuple[Limit, ...]:
+        """Give the limits that a node shares: its provider's, which that one's nodes have together, and all nodes'."""
+        tables = [("providers", provider)] if provider is not None and provider in self._table("providers") else []
+        found = []
+        for where in (*tables, ("defaults",)):
+            rate = _Layers(self, (where, self._table(*where))).rate("limit_rate")
+            if rate is not None:
+                found.append(Limit(f"provider {provider}" if where != ("defaults",) else ALL, rate))
+        return tuple(found)
 
     def _settings(self) -> tuple[Given, ...]:
         """Give what [transports.NAME] says, which holds for all nodes."""

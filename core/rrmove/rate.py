@@ -20,6 +20,8 @@ class TokenBucket:
     count and the next one waits that off, so the long-run rate is exact whatever the counts are.
     What passes here has to pass `within`, too. `sharers` says how many buckets are within this one
     and at work at the same time: programs that limit themselves can count on an equal share only.
+    `granted` is what others leave of `rate` for now, where it is shared with others (`limits.py`); it
+    may be set by any thread, at any time.
     """
 
     def __init__(
@@ -36,15 +38,23 @@ class TokenBucket:
         self._within, self._sharers = within, sharers
         self.sent = 0  # bytes that have left, as far as it was told
         self.throttle: float | None = None  # a lower rate, for a while: nothing that anybody should count on
+        self.granted: float | None = None
+        self.taken = 0  # bytes that were asked for
+        self.landed = 0  # bytes that are on the node, as far as it was told
+        self.waited = 0.0  # s in which somebody waited here for bytes to pass
         self._unpaid = 0  # bytes that were sent and not asked for
         self._tokens, self._then = 0.0, clock()
         self._turn = asyncio.Lock()
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second that one may count on; None without a limit."""
-        outer = self._within.share if self._within is not None else None
-        return min((rate for rate in (self._rate, outer) if rate is not None), default=None)
+        """Bytes a second that one may use now; None without a limit. It may change where others share it."""
+        return _least(self.ceiling, self.granted)
+
+    @property
+    def ceiling(self) -> float | None:
+        """Bytes a second that `rate` never exceeds, whatever others leave; None without a limit."""
+        return _least(self._rate, self._within.share if self._within is not None else None)
 
     @property
     def share(self) -> float | None:
@@ -56,11 +66,16 @@ class TokenBucket:
         async with self._turn:
             while (rate := self._pace()) is not None:
                 self._refill(rate)
-                if self._tokens >= 0:
+                if self._tokens >= 0 and rate > 0:
                     self._tokens -= count
                     break
-                owed = -self._tokens / rate
-                await asyncio.sleep(owed if self.throttle is None else min(owed, BURST))
+                owed = -self._tokens / rate if rate > 0 else BURST
+                fixed = self.throttle is None and self.granted is None
+                before = self._clock()
+                await asyncio.sleep(owed if fixed else min(owed, BURST))
+                if self.throttle is None or rate < self.throttle:
+                    self.waited += self._clock() - before
+            self.taken += count
         if self._within is not None:
             self._unpaid -= count
             await self._within.take(count)
@@ -80,9 +95,13 @@ class TokenBucket:
             self._tokens -= count
 
     def _pace(self) -> float | None:
-        return min((rate for rate in (self._rate, self.throttle) if rate is not None), default=None)
+        return _least(self._rate, self.granted, self.throttle)
 
     def _refill(self, rate: float) -> None:
         now = self._clock()
         self._tokens = min(rate * BURST, self._tokens + (now - self._then) * rate)
         self._then = now
+
+
+def _least(*rates: float | None) -> float | None:
+    return min((rate for rate in rates if rate is not None), default=None)

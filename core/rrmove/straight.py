@@ -21,6 +21,7 @@ from rrmove.events import (
     LeftBehind,
     Planned,
     Progressed,
+    Unshared,
     Verified,
     Waiting,
 )
@@ -191,6 +192,10 @@ class Run:
             tally.sent(count)
             self.setting.limiter.reckon(count)
 
+        def progress(count: int) -> None:
+            tally.progress(count)
+            self.setting.limiter.landed += count
+
         self.setting.emit(AttemptStarted(node, name, before, size))
         job = Job(
             request=self.request,
@@ -200,11 +205,12 @@ class Run:
             session=loan,
             landing=self.landing,
             limiter=self.setting.limiter,
-            progress=tally.progress,
+            progress=progress,
             sent=sent,
             emit=tally.emit,
         )
-        error = await self._watched(name, transport.send(job), tally, loan)
+        async with self.setting.common.at_work(self.request.node, lambda why: self.setting.emit(Unshared(node, why))):
+            error = await self._watched(name, transport.send(job), tally, loan)
         lives = tally.lives
         self.lives += lives
         try:

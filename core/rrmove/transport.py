@@ -98,7 +98,15 @@ class Limiter(Protocol):
 
     @property
     def rate(self) -> float | None:
-        """Bytes a second; None without a limit."""
+        """Bytes a second that may be used now; None without a limit. It changes where others share the limit.
+
+        A program that limits itself and is run by `run_program()` may be told `ceiling` instead.
+        """
+        ...
+
+    @property
+    def ceiling(self) -> float | None:
+        """Bytes a second that `rate` never exceeds; None without a limit."""
         ...
 
     async def take(self, count: int) -> None:

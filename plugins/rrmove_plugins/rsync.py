@@ -94,8 +94,8 @@ class Rsync:
             "--rsh",
             shlex.join(ssh),
         ]
-        if job.limiter.rate is not None:
-            argv.append(f"--bwlimit={max(1, round(job.limiter.rate / 1024))}")
+        if job.limiter.ceiling is not None:  # what others leave of it, `run_program()` sees to
+            argv.append(f"--bwlimit={max(1, round(job.limiter.ceiling / 1024))}")
         # rsync wants HOST:PATH; a source name with a colon in it would be taken for a host.
         source = os.path.join(os.getcwdb(), os.fsencode(job.request.source.path))  # noqa: PTH109, PTH118  names need not be text
         part = os.fsencode(job.landing.part)

@@ -188,7 +188,7 @@ def _options(job: Job, ssh: tuple[str, ...]) -> Iterator[str]:
 
 
 def _limit(job: Job) -> list[str]:
-    rate = job.limiter.rate
+    rate = job.limiter.ceiling  # what others leave of it, `run_program()` sees to
     return [] if rate is None else ["-l", str(max(1, round(rate * 8 / 1000)))]  # in kbit/s
 
 

@@ -34,6 +34,7 @@ PARSED: list[tuple[str, Command]] = [
         "auto f gpu --only a,b --only b,c --without d",
         AutoCommand(source="f", targets=("gpu",), options=Options(only=("a", "b", "c"), without=("d",))),
     ),
+    ("auto f gpu --priority 30", AutoCommand(source="f", targets=("gpu",), options=Options(priority=30))),
     ("auto f gpu --limit-rate 50M", AutoCommand(source="f", targets=("gpu",), options=Options(limit_rate=50e6))),
     ("auto f gpu --deadline 90", AutoCommand(source="f", targets=("gpu",), options=Options(deadline=90.0))),
     ("auto f gpu --deadline 2h", AutoCommand(source="f", targets=("gpu",), options=Options(deadline=7200.0))),

@@ -174,6 +174,14 @@ def test_nodes(rrmove: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp
     assert table[1].split()[:2] == ["gpu-3", "127.0.0.9"]
     assert rrmove("nodes", "--names").out == "gpu-3\ngpu-4\n"
     assert json.loads(rrmove("nodes", "--json").out.splitlines()[1])["tags"] == ["gpu", "solo"]
+    assert "LIMIT" not in table[0]
+    limited = tmp_path / "limited.toml"
+    limited.write_text('[providers.p]\nlimit_rate = "2M"\n[nodes.a]\nprovider = "p"\n[nodes.b]\nlimit_rate = "1M"\n')
+    monkeypatch.setenv("RRMOVE_NODES", str(limited))
+    table = rrmove("nodes").out.splitlines()
+    at = table[0].index("LIMIT")
+    assert [line[at:].split("  ")[0] for line in table[1:3]] == ["2.00 MB/s (provider p)", "1.00 MB/s"]
+    assert json.loads(rrmove("nodes", "--json").out.splitlines()[0])["limits"] == [{"scope": "provider p", "rate": 2e6}]
     empty = tmp_path / "empty.toml"
     empty.touch()
     monkeypatch.setenv("RRMOVE_NODES", str(empty))

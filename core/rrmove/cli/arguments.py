@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from rrmove.cli.parser import build_parser, check_command
 from rrmove.cli.text import printable
 from rrmove.errors import UsageError
-from rrmove.model import Options
+from rrmove.model import PRIORITY, Options
 from rrmove.plugin_settings import given
 
 if TYPE_CHECKING:
@@ -235,6 +235,7 @@ def _options(words: argparse.Namespace) -> Options:
         without=without,
         limit_rate=words.limit_rate,
         deadline=words.deadline,
+        priority=words.priority or PRIORITY,
         sha256=words.sha256,
         settings=tuple(given(name, value) for name, value in words.settings or ()),
         plugins=tuple(words.plugins or ()),

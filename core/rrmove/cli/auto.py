@@ -126,6 +126,7 @@ def wishes(command: AutoCommand, errand: Errand, on_event: Callable[[Event], Non
         "without": options.without,
         "limit_rate": options.limit_rate,
         "deadline": options.deadline,
+        "priority": options.priority,
         "sha256": options.sha256,
         "settings": {each.name: each.value for each in options.settings},
         "plugins": options.plugins,

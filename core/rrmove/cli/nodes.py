@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rrmove.cli.jsonlines import dumps
 from rrmove.cli.table import columns, show
 from rrmove.cli.text import printable
+from rrmove.units import format_rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rrmove.cli.arguments import NodesCommand
     from rrmove.inventory import Listed
 
-HEAD = ("NODE", "HOST", "PORT", "USER", "PROVIDER", "TAGS", "FROM")
+HEAD = ("NODE", "HOST", "PORT", "USER", "PROVIDER", "TAGS", "LIMIT", "FROM")
 FURTHER = ("FURTHER ADDRESSES", "LAST USED")  # where a node has any
 
 
@@ -54,7 +55,7 @@ def describe(rows: Sequence[Listed]) -> list[str]:
             "    Add nodes to ./rrmove.toml or to your ssh_config: each Host there is a node",
         ]
     further = any(row.addresses for row in rows)
-    cells = [
+    cells: list[tuple[str, ...]] = [
         (
             row.name,
             row.host or "?",
@@ -62,9 +63,23 @@ def describe(rows: Sequence[Listed]) -> list[str]:
             row.user or "",
             row.provider or "",
             ", ".join(row.tags),
+            _limit(row),
             row.origin,
             *((", ".join(row.addresses), row.last or "") if further else ()),
         )
         for row in rows
     ]
-    return columns(cells, HEAD + FURTHER if further else HEAD, right=(2,))
+    head: tuple[str, ...] = HEAD + FURTHER if further else HEAD
+    if not any(row.limits for row in rows):
+        at = HEAD.index("LIMIT")
+        cells, head = [(*cell[:at], *cell[at + 1 :]) for cell in cells], head[:at] + head[at + 1 :]
+    return columns(cells, head, right=(2,))
+
+
+def _limit(row: Listed) -> str:
+    """Give the lowest of a node's limits, and with whom it is shared."""
+    if not row.limits:
+        return ""
+    lowest = min(row.limits, key=lambda limit: limit.rate)
+    shared = "" if lowest.scope == f"node {row.name}" else f" ({lowest.scope})"
+    return f"{format_rate(lowest.rate)}{shared}"

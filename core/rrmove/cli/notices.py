@@ -16,6 +16,7 @@ from rrmove.events import (
     Planned,
     Probed,
     Reached,
+    Unshared,
     Verified,
     Waiting,
 )
@@ -54,8 +55,8 @@ class Notices:
             case AttemptFailed():
                 self._failed = event.attempt
                 return [_failed(event.attempt, event.node)]
-            case LeftBehind():
-                return [f"{event.transport} had left behind, and it was ended: {', '.join(event.processes)}"]
+            case LeftBehind() | Unshared():
+                return [_odd(event)]
             case AttemptStarted():
                 return self._started(event)
             case Waiting() if self.verbose or event.seconds >= PATIENCE:
@@ -122,6 +123,12 @@ class Notices:
             there = amount(event.size - event.missing, event.size)
             return [f"{there} are on {event.node} already, going on"]
         return [f"{event.transport} begins, {to_go} to go"] if self.verbose else []
+
+
+def _odd(event: LeftBehind | Unshared) -> str:
+    if isinstance(event, LeftBehind):
+        return f"{event.transport} had left behind, and it was ended: {', '.join(event.processes)}"
+    return _with_reason("limits hold for this process alone, and not together with others", event.reason)
 
 
 def _lost(event: ConnectionLost) -> str:

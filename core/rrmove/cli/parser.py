@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from rrmove.cli.text import printable
-from rrmove.cli.values import count, duration, hex_digest, mirror, names, port, rate, root, setting, size
+from rrmove.cli.values import count, duration, hex_digest, mirror, names, port, priority, rate, root, setting, size
 from rrmove.errors import UsageError
 
 if TYPE_CHECKING:
@@ -284,6 +284,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     limits = parser.add_argument_group("limits and checks")
     limits.add_argument("--limit-rate", metavar="RATE", type=rate, help="bytes a second at most: 50M, 800k, 1.5G")
+    limits.add_argument(
+        "--priority",
+        metavar="N",
+        type=priority,
+        help="weight beside other moves under the limits of the inventory, 1 to 100 (default: 10): 30 gets three "
+        "times as much as 10",
+    )
     limits.add_argument("--deadline", metavar="SECONDS", type=duration, help="give up after this long: 90, 30m, 2h")
     limits.add_argument(
         "--sha256",

@@ -48,6 +48,7 @@ async def _look(command: PlanCommand) -> Preview:
         without=options.without,
         limit_rate=options.limit_rate,
         deadline=options.deadline,
+        priority=options.priority,
         sha256=options.sha256,
         settings={each.name: each.value for each in options.settings},
         plugins=options.plugins,

@@ -47,6 +47,15 @@ def count(text: str) -> int:
     return int(text)
 
 
+def priority(text: str) -> int:
+    """Read a weight among moves. Raises UsageError."""
+    from rrmove.model import PRIORITIES, PRIORITY
+
+    if not _NUMBER.fullmatch(text) or int(text) not in PRIORITIES:
+        raise UsageError(f"{text!r} is no priority", remedy=f"Write a whole number from 1 to 100; {PRIORITY} is usual")
+    return int(text)
+
+
 def port(text: str) -> int:
     """Read a TCP port; 0 stands for any that is free. Raises UsageError."""
     if not _NUMBER.fullmatch(text) or int(text) > 65535:

@@ -95,8 +95,8 @@ async def serve_once(  # noqa: PLR0913  all by name, none needed
 
         server.asked = lambda: tell(serving.asked.set)
         if limiter is not None and limiter.rate is not None:
-            server.pay = _payer(limiter, loop, server.done)
-            server.slice = int(min(oneshot.SLICE, max(LEAST_SLICE, limiter.rate / SLICES)))
+            server.pay = _payer(limiter, loop, server)
+            server.slice = _slice(limiter)
 
         def end() -> None:
             serving.trouble = server.trouble
@@ -119,12 +119,18 @@ async def serve_once(  # noqa: PLR0913  all by name, none needed
         os.close(fd)
 
 
-def _payer(limiter: Limiter, loop: asyncio.AbstractEventLoop, over: threading.Event) -> Callable[[int], None]:
+def _slice(limiter: Limiter) -> int:
+    """Give how much to send at once, so that several connections each move often."""
+    return oneshot.SLICE if limiter.rate is None else int(min(oneshot.SLICE, max(LEAST_SLICE, limiter.rate / SLICES)))
+
+
+def _payer(limiter: Limiter, loop: asyncio.AbstractEventLoop, server: oneshot.OneShot) -> Callable[[int], None]:
     """Make what a server's thread calls to wait until the move's limiter lets bytes pass."""
 
     def pay(count: int) -> None:
+        server.slice = _slice(limiter)  # of the next: others may have come, and left less
         paid = asyncio.run_coroutine_threadsafe(limiter.take(count), loop)
-        while not over.is_set():
+        while not server.done.is_set():
             with contextlib.suppress(TimeoutError):
                 paid.result(LOOK)
                 return

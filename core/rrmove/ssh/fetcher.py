@@ -248,6 +248,8 @@ class Fetch:
         threading.Thread(target=self.run, daemon=True).start()
 
     def answer(self, question):
+        if question:
+            self.given["rate"] = float(question)  # what others leave of the limit now
         fields = {"moved": self.moved, "over": self.over, "sha256": self.sha256, "ino": self.ino}
         if self.trouble is not None:
             fields["trouble"] = [self.trouble.kind, self.trouble.text]

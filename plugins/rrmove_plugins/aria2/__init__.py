@@ -161,7 +161,7 @@ async def _fetch(job: Job, uris: list[str], doors: list[dict[str, object]], reac
         "control": base64.b64encode(control_file(job.manifest.size, grain, job.missing)).decode("ascii"),
         "doors": doors,
         "secret": secret,
-        "options": {**OPTIONS, "max-overall-download-limit": str(int(job.limiter.rate or 0))},
+        "options": {**OPTIONS, "max-overall-download-limit": _limit(job)},
     }
     duty = text_of("rrmove_plugins.aria2", "warden.py") + "\nmain(Warden)\n"
     tried = ", ".join(shown_url(uri) if "://" in uri else "a server of ours" for uri in uris)
@@ -200,14 +200,26 @@ def _spelled(uri: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
 
 
+def _limit(job: Job) -> str:
+    """Give what may be used now in aria2's words, in three digits: it is told anew whenever that changes."""
+    if job.limiter.rate is None:
+        return "0"
+    rate = max(1, int(job.limiter.rate))
+    step = 10 ** max(0, len(str(rate)) - 3)
+    return str(rate // step * step)
+
+
 async def _watch(job: Job, daemon: Daemon, reached: Callable[[], bool]) -> None:
     """Report what aria2c has until it is done. Raises what its error means.
 
     Where it fetches from a server of ours, it has to have `reached` that soon: most nodes cannot,
     and that a probe has not said so means little.
     """
-    told, pause, began = None, 0.05, time.monotonic()
+    told, pause, began, limit = None, 0.05, time.monotonic(), _limit(job)
     while True:
+        if _limit(job) != limit:
+            limit = _limit(job)
+            await daemon.limit(limit)
         status = await daemon.look()
         there = int(status["completedLength"])
         job.progress(max(0, there - (there if told is None else told)))

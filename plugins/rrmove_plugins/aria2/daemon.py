@@ -76,6 +76,10 @@ class Daemon:
         status: dict[str, Any] = await self._call(self._client.tell_status, GID, KEYS)
         return status
 
+    async def limit(self, rate: str) -> None:
+        """Have it take so many bytes a second from now on, "0" for as many as it can. A repeat does no harm."""
+        await self._call(self._client.change_global_option, {"max-overall-download-limit": rate})
+
     async def _call(self, what: Any, *words: object) -> Any:
         try:
             return await asyncio.to_thread(what, *words)

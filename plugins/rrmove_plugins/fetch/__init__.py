@@ -64,7 +64,8 @@ class Fetch:
         try:
             told, pause = 0, 0.05
             while True:
-                seen = json.loads(await lease.ask())
+                rate = job.limiter.rate
+                seen = json.loads(await lease.ask(b"" if rate is None else b"%d" % max(1, rate)))
                 job.progress(max(0, seen["moved"] - told))
                 told = max(told, seen["moved"])
                 if seen["over"]:

@@ -19,11 +19,12 @@ FRUITLESS = 3  # failures in a row before the policy has to decide
 
 async def fetch_with_curl(job: Job, source: Remote, landing: RemotePart) -> None:
     """Have curl fetch the missing ranges; each is adopted once its answer was of the version that we want."""
-    given = {**secret_parts(source), **version_parts(source), "rate": job.limiter.rate}
+    given = {**secret_parts(source), **version_parts(source)}
     step = max(1, SPAN // job.manifest.grain) * job.manifest.grain
     spans = [Range(at, min(item.stop, at + step)) for item in job.missing for at in range(item.start, item.stop, step)]
     for span in spans:
         fruitless = 0
+        given["rate"] = job.limiter.rate and max(1.0, job.limiter.rate)
         while (error := await _failed(job, source, landing, given, span)) is not None:
             fruitless += 1
             if fruitless >= FRUITLESS:
