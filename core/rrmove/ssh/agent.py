@@ -21,7 +21,7 @@ second, so that silence means a dead connection.
     hash     path spans                         SHA-256 of spans read back from the file
     get      path at length                     bytes of a file
     trim     part size                          cut the part file
-    admit    part journal ino                   let the node's data server write into the part
+    admit    part journal ino servers           let the node's data server write (1), or just change the identity (0)
     evict    part                               end foreign processes that have the part open, admit no server
     commit   part journal target size ino mode mtime_ns check    verify, fsync, rename
     quarantine part journal                     put a hopeless part aside
@@ -173,6 +173,7 @@ class Agent:
         self.work = queue.Queue(256)
         self.buffer = memoryview(bytearray(1 << 20))
         self.hashing = memoryview(bytearray(BLOCK))
+        self.settled = queue.Queue(16)
 
     # The wire
 
@@ -201,7 +202,7 @@ class Agent:
                 self.answer(0, {"beat": True})
 
     def serve(self):
-        for duty in (self.beat, self.disk_work):
+        for duty in (self.beat, self.disk_work, self.settle):
             self.thread(duty)
         head = memoryview(bytearray(HEADER.size))
         while True:
@@ -247,6 +248,25 @@ class Agent:
         while True:
             number, op, fields = self.work.get()
             self.perform(number, ON_DISK[op], dict(fields, agent=self))
+
+    def settle(self):
+        """Bring what was verified to the disk while more is on its way, so that the last sync has little left.
+
+        sync_file_range() only starts it: unlike fsync() it takes no error away from the sync before the commit.
+        """
+        start = None
+        while True:
+            path, spans = self.settled.get()
+            try:
+                start = start or starter()
+                fd = os.open(raw(path), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except (OSError, ImportError, AttributeError):
+                continue  # the sync before the commit does all of it
+            try:
+                for at, length in spans:
+                    start(fd, at, length)
+            finally:
+                os.close(fd)
 
     def perform(self, number, duty, fields):
         body = b""
@@ -296,6 +316,14 @@ class Agent:
                 problem = trouble(error)
             done += got
         return problem
+
+
+def starter():
+    import ctypes
+
+    call = ctypes.CDLL(None).sync_file_range
+    call.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return lambda fd, at, length: call(fd, at, length, 2)  # SYNC_FILE_RANGE_WRITE
 
 
 def unknown(op):
@@ -493,8 +521,11 @@ def alone(fd):
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def admit(agent, part, journal, ino):
-    """Let data servers write, until `shut_out`. It changes the part's identity, which is in the answer."""
+def admit(agent, part, journal, ino, servers=1):
+    """Let data servers write, until `shut_out`; or (0) none, and just have all who verified the part do so anew.
+
+    It changes the part's identity, which is in the answer.
+    """
     fd = agent.disk.part(part)
     if fd is None:
         raise Refused("ENOENT", "the part file is gone")
@@ -504,12 +535,12 @@ def admit(agent, part, journal, ino):
             if identity(seen, part) != ino:
                 raise Refused("ESTALE", "the part file is another one than was opened")
             first, admitted = journal_of(part)
-            if not admitted:
+            if not (admitted and servers):
                 try:
                     note = json.loads((first or b"{}").decode("ascii"))
                 except ValueError:
                     note = {}  # torn by a crash: it is for people, and the number in it for us
-                write_journal(journal, note, ADMITTED)
+                write_journal(journal, note, ADMITTED if servers else b"")
             return {"ino": identity(seen, part)}
     finally:
         os.close(fd)
@@ -568,6 +599,16 @@ def digests(agent, path, spans):
     return {"ino": identity(seen, path), "size": seen.st_size, "held": seen.st_blocks * 512, "digests": found}
 
 
+def hashed(agent, path, spans):
+    found = digests(agent, path, spans)
+    if path.endswith(PART) and spans:
+        try:
+            agent.settled.put_nowait((path, spans))
+        except queue.Full:
+            pass  # the disk is slower than the wire: it is at it anyway
+    return found
+
+
 def together(agent, fd, spans, size):
     """Hash many spans on all processors: somebody waits for it, with nothing else to do."""
     count = min(len(spans) // 4, os.cpu_count() or 1, 4)
@@ -612,6 +653,22 @@ def trim(agent, part, size):
     return {}
 
 
+def files_of(pid):
+    """Device and inode of all that a process has open: where its first thread has ended, the others may write on."""
+    found = set()
+    for task in [pid] + [task for task in os.listdir("/proc/%s/task" % pid) if task != pid]:
+        place = "/proc/%s/task/%s/fd" % (pid, task)
+        for fd in os.listdir(place):
+            try:
+                held = os.stat("%s/%s" % (place, fd))
+            except OSError:
+                continue  # it was closed between the look and this one
+            found.add((held.st_dev, held.st_ino))
+        if found:
+            break  # threads share what they have open
+    return found
+
+
 def holders(path):
     """Pids of other processes that have a file open, agents not counted."""
     seen = os.stat(path)
@@ -621,19 +678,16 @@ def holders(path):
         try:
             with open("/proc/%s/environ" % pid, "rb") as environ:
                 ours = b"RRMOVE_AGENT=1" in environ.read().split(b"\0")
-            for fd in os.listdir("/proc/%s/fd" % pid):
-                held = os.stat("/proc/%s/fd/%s" % (pid, fd))
-                if (held.st_dev, held.st_ino) == (seen.st_dev, seen.st_ino):
-                    yield int(pid), ours
-                    break
+            if (seen.st_dev, seen.st_ino) in files_of(pid):
+                yield int(pid), ours
         except OSError:
             continue  # it has ended, or is not ours to look at
 
 
 def evict(agent, part):
     ended = []
-    for name in (signal.SIGTERM, signal.SIGKILL):
-        for _ in range(20):
+    for name in (0, signal.SIGTERM, signal.SIGKILL):  # 0: whoever is just ending may do so
+        for turn in range(20 if name else 1):
             try:
                 foreign = [pid for pid, ours in holders(raw(part)) if not ours]
             except FileNotFoundError:
@@ -644,10 +698,10 @@ def evict(agent, part):
             for pid in foreign:
                 try:
                     os.kill(pid, name)
-                    ended.append(pid)
+                    ended += [pid] if name else []
                 except ProcessLookupError:
                     pass  # gone between the look and the signal
-            time.sleep(0.05)
+            time.sleep(0.05 if turn else 0.01)
     raise Refused("EBUSY", "another process keeps writing to the part file")
 
 
@@ -738,7 +792,7 @@ def sweep(agent, directories, older_than, depth):
 ON_DISK = {
     "locate": locate,
     "open": open_part,
-    "hash": digests,
+    "hash": hashed,
     "get": get,
     "trim": trim,
     "admit": admit,
