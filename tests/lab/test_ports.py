@@ -129,19 +129,19 @@ def test_where_all_is_altered_nothing_is_committed(lab: MakeLab, source: File, t
 
 
 def test_a_firewall_that_answers_for_the_node_costs_a_second_once(here: Lab, tmp_path: Path) -> None:
-    big = sparse(tmp_path / "big.bin")
+    big = sparse(tmp_path / "big.bin", 384 * MB)
     done = arrive(here, big, "rejects", TARGET, "--without", "rsync")
     assert transports(done) == [("http", False), ("chunked", True)]  # nothing seems to listen there, which is no reason
     assert done.last["attempts"][0]["seconds"] < 2.0  # 0.8 s, the rest is a busy machine's
     assert planned(here, tmp_path, "rejects", 1024 * MB)["steps"][0]["transport"] != "http"
 
 
-def sparse(path: Path) -> File:
+def sparse(path: Path, size: int = 1024 * MB) -> File:
     """Write a large file with little in it: planned as a large one, sent as a small one."""
     with path.open("wb") as file:
-        file.truncate(1024 * MB)
+        file.truncate(size)
         for place in range(6):
-            file.seek(place * 160 * MB)
+            file.seek(place * size // 7)
             file.write(os.urandom(2 * MB))
     digest = subprocess.run(["openssl", "dgst", "-sha256", "-r", path], capture_output=True, text=True, check=True)
     return File(path, digest.stdout.split()[0])
