@@ -604,9 +604,9 @@ def test_a_token_is_not_sent_in_the_clear_to_a_data_server() -> None:
     assert direct.door_of(said, "/data/.x.rrmove-part", "n", place, PLAIN) is not None
 
 
-@pytest.mark.parametrize(("tls", "leads"), [(PLAIN, "http"), (TLS, "chunked")])
-async def test_it_leads_for_big_files_only_and_with_tls_not_next_door(
-    tls: str, leads: str, embedded: EmbeddedNode, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tls", [PLAIN, TLS])
+async def test_it_leads_for_big_files_only(
+    tls: str, embedded: EmbeddedNode, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ranking, from facts that the move itself gathers: sparse files, so that nothing has to be sent."""
     monkeypatch.setenv(SWITCH, tls)
@@ -617,7 +617,7 @@ async def test_it_leads_for_big_files_only_and_with_tls_not_next_door(
             file.truncate(size)
         seen = await rrmove.preview(path, node_of(embedded, port))
         first[size] = seen.plan.steps[0].transport
-    assert first == {8 * MIB: "chunked", 2048 * MIB: leads}
+    assert first == {8 * MIB: "chunked", 2048 * MIB: "http"}
 
 
 @given(
