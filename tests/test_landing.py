@@ -552,6 +552,56 @@ async def test_what_a_foreign_transport_touched_is_read_again_as_a_whole(
     assert left_in(home) == sorted(Path(name).name for name in (part.part, part.place.journal))
 
 
+def spoil(part: PartFile) -> None:
+    with Path(part.part).open("r+b") as file:
+        file.write(b"!!!")
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_what_was_verified_under_a_seal_is_not_read_again_and_only_our_own_can_seal(
+    session: LocalSession,
+    source: Path,
+    own: bool,  # noqa: FBT001
+) -> None:
+    part = await landing(session, request_for(source))
+    part.lent(own=own, lanes_only=False)
+    await part.claim()
+    await fill(session, part, source)
+    assert not await part.check(range(part.manifest.count), sealed=True)
+    spoil(part)  # which nobody can, says who sealed it
+    assert await part.verify() == (() if own else (Range(0, GRAIN_HERE),))
+    if own:
+        part.lent(own=True, lanes_only=False)  # the next one may write anywhere
+        assert await part.verify() == (Range(0, GRAIN_HERE),)
+
+
+async def test_a_seal_is_void_where_a_stranger_was_at_the_part_file(
+    session: LocalSession, source: Path, writers: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    part = await landing(session, request_for(source))
+    part.lent(own=True, lanes_only=False)
+    await part.claim()
+    await fill(session, part, source)
+    assert not await part.check(range(part.manifest.count), sealed=True)
+    stranger = writers(part.part)
+    spoil(part)
+    assert await part.verify() == (Range(0, GRAIN_HERE),)
+    assert stranger.wait(5) == -signal.SIGTERM
+
+
+async def test_who_has_verified_before_somebody_laid_claim_does_so_anew(session: LocalSession, source: Path) -> None:
+    ours = await landing(session, request_for(source))
+    await fill(session, ours, source)
+    assert not await ours.verify()
+    theirs = await landing(session, request_for(source))
+    await theirs.claim()
+    spoil(ours)
+    with pytest.raises(StaleError):
+        await ours.commit()
+    await ours.open()
+    assert await ours.survey() == (Range(0, GRAIN_HERE),)
+
+
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 5 * GRAIN_HERE + 76), st.binary(min_size=1, max_size=3000)), max_size=5))
 def test_survey_is_right_about_any_part(tmp_path: Path, damage: list[tuple[int, bytes]]) -> None:

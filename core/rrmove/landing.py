@@ -112,6 +112,8 @@ class PartFile:
         self._session, self._request, self._manifest = session, request, manifest
         self.place = place
         self._verified = bytearray(manifest.count)
+        self._sealed: set[int] = set()  # verified since nobody can write there any more
+        self._trusted = False  # whether a seal is believed of the transport at work
         self._wrong: dict[int, int] = {}
         self._ino: str | None = None
         self._opened = self.fresh = False
@@ -180,9 +182,11 @@ class PartFile:
         """Read back what has not been verified yet, or `everything`, and give what is missing."""
         if self.foreign:
             # A transport that was cut off may have left its writer behind; it goes before we look.
-            await ask(self._session, "evict", part=self.part)
+            fields = await ask(self._session, "evict", part=self.part)
+            if fields.get("ended"):
+                self._sealed.clear()  # whoever that was, no seal has held it off
         if everything:
-            self._verified = bytearray(self._manifest.count)
+            self._verified = bytearray(index in self._sealed for index in range(self._manifest.count))
         await self._survey_rest()
         return self.missing
 
@@ -192,9 +196,21 @@ class PartFile:
         self.foreign = False
         return missing
 
-    async def check(self, chunks: Sequence[int], lane: Lane | None = None) -> tuple[int, ...]:
-        """Read back and verify chunks over the given lane; gives those that are wrong."""
+    def lent(self, *, own: bool, lanes_only: bool) -> None:
+        """Note who is at work next: one of our own transports, or a stranger, which may be wrong about itself."""
+        self._trusted = own
+        if not (own and lanes_only):
+            self.foreign = True
+            self._sealed.clear()  # it may write wherever it likes
+
+    async def check(self, chunks: Sequence[int], lane: Lane | None = None, *, sealed: bool = False) -> tuple[int, ...]:
+        """Read back and verify chunks over the given lane; gives those that are wrong.
+
+        `sealed`: nobody can write there any more, so what is right need not be read again before the commit.
+        """
         wrong = await self._wrong_chunks(self.part, chunks, lane)
+        if sealed and self._trusted:
+            self._sealed.update(index for index in chunks if self._verified[index])
         for index in wrong:
             await self._blame(index)
         return tuple(wrong)
@@ -206,15 +222,27 @@ class PartFile:
 
     async def admit(self) -> None:
         """Let the node's data server write into the part file, until it is surveyed as a foreign writer's."""
+        await self._admit()
+
+    async def claim(self) -> str:
+        """End who else may be writing, and give the part file an identity that only we have verified it by."""
         self.foreign = True
-        fields = await ask(self._session, "admit", part=self.place.part, journal=self.place.journal, ino=self._ino)
+        await ask(self._session, "evict", part=self.part)
+        return await self._admit(servers=0)
+
+    async def _admit(self, **more: int) -> str:
+        self.foreign = True
+        place = self.place
+        fields = await ask(self._session, "admit", part=place.part, journal=place.journal, ino=self._ino, **more)
         self._ino = cast("str", fields["ino"])  # it is the same file, and what was verified stays so until then
+        return self._ino
 
     async def trim(self, size: int) -> None:
         """Cut the part file to `size` bytes; what was verified beyond is forgotten."""
         await ask(self._session, "trim", part=self.part, size=size)
         for index in range(size // self._manifest.grain, self._manifest.count):
             self._verified[index] = 0
+            self._sealed.discard(index)
 
     async def commit(self) -> str:
         """Sync the part file and rename it to the target; gives the target's path.
@@ -268,6 +296,7 @@ class PartFile:
         """Forget everything when the part file is another one than before: wiped, or replaced."""
         if ino != self._ino:
             self._ino = ino
+            self._sealed.clear()
             self._verified = bytearray(self._manifest.count)
 
     async def _survey_rest(self) -> None:

@@ -183,9 +183,8 @@ class Run:
         before, started, clock = manifests.total(missing), time.time(), time.monotonic()
         size = self.landing.manifest.size
         tally = Tally(self.setting.emit, node, size, before)
-        # Only of our own do we know that they write through lanes alone; a stranger may be wrong about itself.
-        tame = name in self.setting.registry.own and transport.capabilities.lanes_only
-        self.landing.foreign = self.landing.foreign or not tame
+        own = name in self.setting.registry.own
+        self.landing.lent(own=own, lanes_only=transport.capabilities.lanes_only)
         loan = Loan(self.session)
 
         def sent(count: int) -> None:
@@ -219,8 +218,8 @@ class Run:
                 error, missing = None, ()
             elif error is not None or self.landing.missing or self.landing.foreign:
                 await self.landing.open()
-                # What a foreign writer says is complete is read as a whole, once its writer is gone: then it need
-                # not be read again before the commit.
+                # What a foreign writer says is complete is read as a whole, once its writer is gone, but for what was
+                # verified since it was sealed: then it need not be read again before the commit.
                 missing = await (self.landing.verify() if error is None else self.landing.survey())
             else:
                 missing = ()

@@ -68,11 +68,12 @@ class Landing(Protocol):
         """Read back what the part file holds and answer with the ranges that are missing."""
         ...
 
-    async def check(self, chunks: Sequence[int], lane: Lane | None = None) -> tuple[int, ...]:
+    async def check(self, chunks: Sequence[int], lane: Lane | None = None, *, sealed: bool = False) -> tuple[int, ...]:
         """Have the core read back and verify chunks, over the given lane; gives those that are wrong.
 
-        Raises IntegrityError when a chunk arrives wrong again and again, Fatal when the source
-        has changed, Transient when the part file was taken away.
+        `sealed` says that nobody can write there any more, so that what is right need not be read again before the
+        commit; that is believed of our own transports only. Raises IntegrityError when a chunk arrives wrong again
+        and again, Fatal when the source has changed, Transient when the part file was taken away.
         """
         ...
 
@@ -85,6 +86,14 @@ class Landing(Protocol):
 
         For transports that send to `rrmove serve`; what still arrives there afterwards is refused. Raises
         Transient where the part file is not the one that was opened, Unusable where the node has no python3.
+        """
+        ...
+
+    async def claim(self) -> str:
+        """End who else may be writing the part file, and give an identity for a receiver of ours to know it by.
+
+        For transports that start one (`serve_there`). Whoever else has verified the part file has to do so anew.
+        Raises what `admit()` does.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""A long cable between two TAP devices: delay, rate, queue and loss. Runs as a script."""
+"""A long cable between two TAP devices: delay, rate, queue, loss, and bits that are flipped. Runs as a script."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ _LARGEST = 65536 + 64
 # A frame of 64 KiB becomes 45 packets on a real line, each with headers of its own: 14 Ethernet, 20 IP, 32 TCP
 _PAYLOAD = 1448
 _HEADERS = 66
+# The heads of requests are shorter: they are left as they are
+_SUBSTANTIAL = 1000
 # How many frames are taken before those that are due are delivered
 _BATCH = 256
 _LONGEST_NAP = 0.0003
@@ -100,6 +102,30 @@ def without(frame: bytes, lost: set[int]) -> list[bytes]:
     return kept
 
 
+class Flips:
+    """Bits that are flipped on the way to a port, whose checksum is right all the same: what TCP does not notice."""
+
+    def __init__(self, port: int, every: int, record: Path) -> None:
+        """Flip a bit each time that so many bytes have gone to the port; `record` grows by a byte with each."""
+        self._port, self._every, self._carried = port, every, 0
+        self._record = record.open("ab", buffering=0)
+
+    def done(self, frame: bytes) -> bytes:
+        """Return a frame as it goes on."""
+        flags, _, _, _, tcp, _ = _VNET.unpack_from(frame)
+        tcp += _VNET.size
+        # The checksum of an offloaded frame is made by who receives it, so that it is right whatever is in there
+        if not flags & 1 or struct.unpack_from("!H", frame, tcp + 2)[0] != self._port:
+            return frame
+        payload = len(frame) - tcp - (frame[tcp + 12] >> 4) * 4
+        self._carried += payload
+        if self._carried < self._every or payload < _SUBSTANTIAL:
+            return frame
+        self._carried = 0
+        self._record.write(b".")
+        return frame[:-1] + bytes([frame[-1] ^ 1])
+
+
 def _fold(total: int) -> int:
     """Return a sum in ones' complement, 16 bits."""
     while total > 0xFFFF:
@@ -110,10 +136,13 @@ def _fold(total: int) -> int:
 class Way:
     """One direction of the cable."""
 
-    def __init__(self, source: int, sink: int, wanted: argparse.Namespace, seed: str) -> None:
+    def __init__(
+        self, source: int, sink: int, wanted: argparse.Namespace, seed: str, flips: Flips | None = None
+    ) -> None:
         """Carry from `source` to `sink`, two TAP descriptors."""
         self.source = source
         self._sink = sink
+        self._flips = flips
         self._delay = int(wanted.delay_us * 1000 - nap_seconds(wanted.delay_us) * 1e9)
         self._per_byte = 8e9 / wanted.rate if wanted.rate else 0.0  # nanoseconds
         self._longest_wait = int(wanted.queue * self._per_byte)
@@ -136,6 +165,8 @@ class Way:
                 frame = os.read(source, _LARGEST)
             except BlockingIOError:
                 return
+            if self._flips is not None:
+                frame = self._flips.done(frame)
             now = time.monotonic_ns()
             free_at = max(self._free_at, now)
             # What waits for the line counts against the queue. What is in flight has left it
@@ -224,11 +255,15 @@ def main() -> int:
     parser.add_argument("--rate", type=int, default=0, help="bits a second; 0: no limit")
     parser.add_argument("--queue", type=int, default=1 << 20, help="bytes that may wait for the line")
     parser.add_argument("--loss", type=float, default=0, help="fraction of packets")
+    parser.add_argument("--flip-port", type=int, default=0, help="a TCP port at the far end")
+    parser.add_argument("--flip-every", type=int, default=0, help="bytes to that port")
+    parser.add_argument("--flipped", type=Path, help="file that grows by a byte with each flip")
     parser.add_argument("--seed", default="7")
     parser.add_argument("--ready", type=Path, required=True, help="file that appears once the devices are there")
     wanted = parser.parse_args()
     near, far = open_tap(wanted.near), open_tap(wanted.far)
-    ways = (Way(near, far, wanted, f"{wanted.seed} there"), Way(far, near, wanted, f"{wanted.seed} back"))
+    flips = Flips(wanted.flip_port, wanted.flip_every, wanted.flipped) if wanted.flip_port else None
+    ways = (Way(near, far, wanted, f"{wanted.seed} there", flips), Way(far, near, wanted, f"{wanted.seed} back"))
     nap = nap_seconds(wanted.delay_us)
     gc.disable()  # frames form no cycles
     wanted.ready.touch()

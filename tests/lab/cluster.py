@@ -300,6 +300,11 @@ class Lab:
         """
         return self._network.bytes_towards(self._nodes[node].index)
 
+    def flips(self, node: str) -> int:
+        """Return how many bits were flipped on the way to a node so far."""
+        record = self._network.flipped(node)
+        return record.stat().st_size if record.exists() else 0
+
     def resets(self, node: str) -> int:
         """Return how many of a node's SSH connections were cut so far: by RST at an age or volume, or by silence."""
         return self._nodes[node].reaped() + self._nodes[node].count("cuts")

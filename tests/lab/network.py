@@ -90,9 +90,16 @@ class Network:
         argv = ["ip", "netns", "exec", self.namespace(_SWITCH), sys.executable, "-I", "-S", str(_CABLE), port, far]
         argv += ["--delay-us", str(profile.rtt_ms * 500), "--rate", str(bits), "--queue", str(queue)]
         argv += ["--loss", str(profile.loss), "--seed", host, "--ready", str(ready)]
+        if profile.flips:
+            port_there, every = profile.flips
+            argv += ["--flip-port", str(port_there), "--flip-every", str(every), "--flipped", str(self.flipped(host))]
         launch(argv, record=self.directory / f"cable-{host}.pid", log=self.directory / f"cable-{host}.log")
         wait_until(ready.exists, 10, f"the cable of {host}")
         self._batch(_SWITCH, f"link set {far} netns {self.namespace(host)} name eth0")
+
+    def flipped(self, host: str) -> Path:
+        """Return the file that has a byte for each bit that was flipped on the way to a host."""
+        return self.directory / f"cable-{host}.flipped"
 
     def bytes_towards(self, index: int) -> int:
         """Return how many bytes have left the switch by a port: headers and what TCP sent again included."""

@@ -34,6 +34,9 @@ class Profile:
     """What may wait for the line before the tail drops. None: one bandwidth-delay product, at least 512 KiB."""
     loss: float = 0.0
     """Fraction of packets (not of offloaded frames) lost, each way, independently."""
+    flips: tuple[int, int] | None = None
+    """A TCP port, and bytes: each time that so many have gone there, one of their bits is flipped on the way, and the
+    checksum is right all the same, as after a proxy with faulty memory."""
     reset_seconds: tuple[float, float] | None = None
     """An SSH connection of an age drawn from this range gets RST, both ends of it."""
     reset_bytes: int | None = None
@@ -88,8 +91,8 @@ class Profile:
 
     @property
     def needs_cable(self) -> bool:
-        """Whether the link has what a veth pair cannot give: a round trip or loss."""
-        return bool(self.rtt_ms or self.loss)
+        """Whether the link has what a veth pair cannot give: a round trip, loss, or bits that are flipped."""
+        return bool(self.rtt_ms or self.loss or self.flips)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, for `from_json`."""

@@ -34,6 +34,11 @@ NODES = (
     Profile("shut", rtt_ms=20, routes_back=False),
     Profile("rejects", rtt_ms=20, closed="reject", routes_back=False),  # its firewall says what a host would say
 )
+ALTERED = (
+    Profile("alters", rtt_ms=5, open_ports=(PORT,), routes_back=False, flips=(PORT, 5 * MB)),
+    Profile("garbles", rtt_ms=5, open_ports=(PORT,), routes_back=False, flips=(PORT, 128 << 10)),
+)
+GRAIN = 2 << 20
 
 
 @pytest.fixture
@@ -100,12 +105,43 @@ def test_ports_that_lead_nowhere_cost_no_second(here: Lab, source: File, node: s
     assert not here.path(node, "/data/other.bin").exists()
 
 
-def sparse(path: Path) -> File:
+def test_what_arrives_altered_is_sent_again_and_no_more_than_that(lab: MakeLab, source: File) -> None:
+    here = fresh(lab(*ALTERED))
+    done = arrive(here, source, "alters", TARGET, "--only", "http", "-o", "http.tls=off")
+    assert transports(done) == [("http", True)]
+    flips = here.flips("alters")
+    assert flips >= 2
+    again = done.last["bytes_sent"] - source.size
+    assert GRAIN // 2 < again <= flips * GRAIN  # a chunk for each, of which the last is short
+    nothing_runs(here, "alters")
+
+
+@pytest.mark.parametrize(("tls", "code"), [("off", 4), ("on", 1)])
+def test_where_all_is_altered_nothing_is_committed(lab: MakeLab, source: File, tls: str, code: int) -> None:
+    here = fresh(lab(*ALTERED))
+    before = here.flips("garbles")
+    done = auto(here, source, f"garbles:{TARGET}", "--only", "http", "-o", f"http.tls={tls}")
+    assert done.code == code, done.err
+    assert here.flips("garbles") > before
+    assert not here.path("garbles", TARGET).exists()
+    nothing_runs(here, "garbles")
+    arrive(fresh(here), source, "garbles", TARGET)
+
+
+def test_a_firewall_that_answers_for_the_node_costs_a_second_once(here: Lab, tmp_path: Path) -> None:
+    big = sparse(tmp_path / "big.bin", 384 * MB)
+    done = arrive(here, big, "rejects", TARGET, "--without", "rsync")
+    assert transports(done) == [("http", False), ("chunked", True)]  # nothing seems to listen there, which is no reason
+    assert done.last["attempts"][0]["seconds"] < 2.0  # 0.8 s, the rest is a busy machine's
+    assert planned(here, tmp_path, "rejects", 1024 * MB)["steps"][0]["transport"] != "http"
+
+
+def sparse(path: Path, size: int = 1024 * MB) -> File:
     """Write a large file with little in it: planned as a large one, sent as a small one."""
     with path.open("wb") as file:
-        file.truncate(1024 * MB)
+        file.truncate(size)
         for place in range(6):
-            file.seek(place * 160 * MB)
+            file.seek(place * size // 7)
             file.write(os.urandom(2 * MB))
     digest = subprocess.run(["openssl", "dgst", "-sha256", "-r", path], capture_output=True, text=True, check=True)
     return File(path, digest.stdout.split()[0])

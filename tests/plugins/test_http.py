@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,10 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rrmove
 from rrmove.events import Event, Progressed
+from rrmove.landing import PartFile, locate
+from rrmove.manifest import Range, build, merged
 from rrmove.model import Attempt, Node, Outcome, Ports, Request, Source, SSHSettings
+from rrmove.oneshot.server import Unsealed
 from rrmove.probe import Facts
 from rrmove.testing import EmbeddedNode, Faults
 from rrmove_plugins.http import Http, direct, line, reverse
@@ -428,6 +434,51 @@ class TestTheReceiver:
             assert b" 204 " in await self.put(end.port, f"DELETE {end.path} HTTP/1.1\n{right}")
             assert gone(tmp_path, 1.0)
 
+    async def test_no_byte_is_written_again_once_it_was_acknowledged(self, tmp_path: Path) -> None:
+        part = tmp_path / ".x.rrmove-part"
+        part.write_bytes(bytes(100))
+        async with LocalSession(tmp_path) as session:
+            end = await rrmove.serve_there(session, str(part), writable=(Range(10, 30), Range(50, 60)), tls=False)
+
+            def head(start: int, stop: int) -> str:
+                said = f"PUT {end.path} HTTP/1.1\nAuthorization: Bearer {end.token}\n"
+                return f"{said}Content-Range: bytes {start}-{stop - 1}/100\nContent-Length: {stop - start}"
+
+            _, zombie = await asyncio.open_connection("127.0.0.1", end.port)
+            zombie.write(head(10, 30).replace("\n", "\r\n").encode() + b"\r\n\r\n" + b"z" * 10)  # held up on its way
+            await asyncio.sleep(0.1)
+            assert b" 204 " in await self.put(end.port, head(10, 20), b"a" * 10)
+            zombie.write(b"z" * 10)  # and now here
+            assert await asyncio.to_thread(until, lambda: part.read_bytes()[20:30] == b"z" * 10)
+            assert b" 204 " in await self.put(end.port, head(0, 100), b"b" * 100)  # what is not open is dropped
+            assert b" 204 " in await self.put(end.port, head(0, 100), b"c" * 100)
+            zombie.close()
+            right = bytes(10) + b"a" * 10 + b"z" * 10 + bytes(20) + b"b" * 10 + bytes(40)
+            assert part.read_bytes() in {right, right.replace(b"z", b"b")}
+            await self.put(end.port, f"DELETE {end.path} HTTP/1.1\nAuthorization: Bearer {end.token}")
+            assert gone(tmp_path, 1.0)
+
+    async def test_two_of_them_are_never_at_one_part_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.bin"
+        path.write_bytes(b"x" * 100)
+        request = Request(source=Source.of(path), node=Node(name="here"), destination="other.bin")
+        async with LocalSession(tmp_path) as session:
+            made = build(path, 100)
+            first = PartFile(session, request, made, await locate(session, request, made))
+            await first.open()
+            outdated = await first.claim()
+            second = PartFile(session, request, made, await locate(session, request, made))
+            await second.open()
+            claimed = await second.claim()
+            with pytest.raises(rrmove.Unusable, match="another one than was meant"):
+                await rrmove.serve_there(session, first.part, writable=True, tls=False, identity=outdated)
+            await rrmove.serve_there(session, second.part, writable=True, tls=False, identity=claimed)
+            with pytest.raises(rrmove.Unusable, match="somebody else receives"):
+                await rrmove.serve_there(session, second.part, writable=True, tls=False, identity=claimed)
+            assert strangers(tmp_path)
+            await second.claim()  # ends the one that there is
+            assert gone(tmp_path, 0.0)
+
     async def test_it_goes_when_nobody_comes(self, tmp_path: Path) -> None:
         part = tmp_path / ".x.rrmove-part"
         part.write_bytes(bytes(100))
@@ -553,9 +604,9 @@ def test_a_token_is_not_sent_in_the_clear_to_a_data_server() -> None:
     assert direct.door_of(said, "/data/.x.rrmove-part", "n", place, PLAIN) is not None
 
 
-@pytest.mark.parametrize(("tls", "leads"), [(PLAIN, "http"), (TLS, "chunked")])
-async def test_it_leads_for_big_files_only_and_with_tls_not_next_door(
-    tls: str, leads: str, embedded: EmbeddedNode, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("tls", [PLAIN, TLS])
+async def test_it_leads_for_big_files_only(
+    tls: str, embedded: EmbeddedNode, port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ranking, from facts that the move itself gathers: sparse files, so that nothing has to be sent."""
     monkeypatch.setenv(SWITCH, tls)
@@ -566,4 +617,30 @@ async def test_it_leads_for_big_files_only_and_with_tls_not_next_door(
             file.truncate(size)
         seen = await rrmove.preview(path, node_of(embedded, port))
         first[size] = seen.plan.steps[0].transport
-    assert first == {8 * MIB: "chunked", 2048 * MIB: leads}
+    assert first == {8 * MIB: "chunked", 2048 * MIB: "http"}
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=4),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 60)), max_size=12),
+)
+def test_what_was_sealed_or_never_open_keeps_its_bytes(
+    spans: list[tuple[int, int]], deeds: list[tuple[bool, int, int]]
+) -> None:
+    opened = merged(Range(min(pair), max(pair)) for pair in spans)
+    unsealed = Unsealed([(span.start, span.stop) for span in opened])
+    free = {at for span in opened for at in range(span.start, span.stop)}
+    expected = bytearray(60)
+    with tempfile.TemporaryFile() as file:
+        file.write(expected)
+        file.flush()
+        for number, (seals, *ends) in enumerate(deeds, 1):
+            start, stop = min(ends), max(ends)
+            if seals:
+                unsealed.seal(start, stop)
+                free -= set(range(start, stop))
+            else:
+                unsealed.write(file.fileno(), memoryview(bytes([number]) * (stop - start)), start)
+                for at in free & set(range(start, stop)):
+                    expected[at] = number
+        assert os.pread(file.fileno(), 100, 0) == expected

@@ -16,11 +16,15 @@ from rrmove.oneshot.certificate import make_certificate
 from rrmove.oneshot.endpoint import Endpoint, random_path, random_token
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rrmove.manifest import Range
     from rrmove.session import Session
 
 # s without anybody who has the token, after which the server ends. A client whose connections were all cut behind its
 # back finds out after the 4 s that the http transport gives them, and is back within one more.
 IDLE = 7.0
+EVERYTHING = 1 << 62  # bytes: no file is larger
 PATIENCE = 10.0  # s that a node may take to start a Python
 
 # Text and settings come over stdin, so that no secret is seen in a list of processes.
@@ -40,7 +44,8 @@ async def serve_there(  # noqa: PLR0913  all by name
     session: Session,
     file: str,
     *,
-    writable: bool = False,
+    writable: bool | Sequence[Range] = False,
+    identity: str | None = None,
     host: str = "",
     port: int = 0,
     tls: bool = True,
@@ -49,16 +54,22 @@ async def serve_there(  # noqa: PLR0913  all by name
 ) -> Endpoint:
     """Start a one-shot server on a node, for one file there; gives where it listens.
 
-    It serves GET of the file, or, `writable`, PUT into it (an existing regular file, no symbolic link). It needs
-    python3 there and leaves nothing behind: it ends with a DELETE, or after `idle` seconds without a connection of
-    somebody who has the token, whatever becomes of the login. Raises Unusable where it cannot be started (no python3,
-    the port is taken, no such file), Transient where the connection dies.
+    It serves GET of the file, or, `writable`, PUT into it (an existing regular file, no symbolic link), or into those
+    ranges of it. Each byte can be written until the PUT that brought it was answered, and not again: what is read back
+    after that stays as it is. `identity` is what `Landing.claim()` gave for a part file: no two receivers that were
+    told one are at the same part file.
+
+    It needs python3 there and leaves nothing behind: it ends with a DELETE, or after `idle` seconds without a
+    connection of somebody who has the token, whatever becomes of the login. Raises Unusable where it cannot be
+    started (no python3, the port is taken, no such file, or another one), Transient where the connection dies.
     """
     made = await asyncio.to_thread(make_certificate) if tls else None
     path, token = random_path(prefix), random_token()
+    spans = ((0, EVERYTHING),) if writable is True else tuple((span.start, span.stop) for span in writable or ())
     settings = {
         "file": file,
-        "writable": writable,
+        "writable": None if writable is False else spans,
+        "identity": identity,
         "host": host,
         "port": port,
         "path": path,

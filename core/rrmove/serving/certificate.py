@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
-import hashlib
 import socket
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rrmove.errors import UsageError
+from rrmove.oneshot.certificate import make_certificate, pins
 from rrmove.serving.private import ensure_private
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-YEARS = 10  # nobody renews what is pinned; one who wants a new one removes the file
+DAYS = 3650  # nobody renews what is pinned; one who wants a new one removes the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,6 @@ class Identity:
 def identity(path: Path) -> Identity:
     """Read key and certificate (PEM, in one file), or make them. Raises UsageError."""
     from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
 
     data = ensure_private(path, "certificate file", make)
     try:
@@ -48,36 +45,12 @@ def identity(path: Path) -> Identity:
             f"the certificate file {str(path)!r} cannot be used: {error}",
             remedy=f"It has a key and its certificate in PEM. To have one made: `rm {path}`",
         ) from error
-    der = found.public_bytes(serialization.Encoding.DER)
-    key = found.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    pin = base64.b64encode(hashlib.sha256(key).digest()).decode()
-    return Identity(context, hashlib.sha256(der).hexdigest(), f"sha256//{pin}")
+    fingerprint, public_key = pins(found)
+    return Identity(context, fingerprint, f"sha256//{public_key}")
 
 
 def make() -> bytes:
     """Make a key and a certificate for this machine, in PEM."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rrmove serve")])
-    now = dt.datetime.now(dt.UTC)
-    names = [x509.DNSName("localhost")]
-    if (host := socket.gethostname()).isascii() and host:
-        names.append(x509.DNSName(host))
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))  # the clocks of nodes differ
-        .not_valid_after(now + dt.timedelta(days=365 * YEARS))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
+    host = socket.gethostname()
+    made = make_certificate("rrmove serve", ("localhost", *([host] if host and host.isascii() else ())), DAYS)
+    return (made.key + made.certificate).encode("ascii")

@@ -74,7 +74,8 @@ OPTIONS = {
 }
 
 
-# As `http` has it: with both ends on the same two cores TLS from us is slower than SSH.
+# Measured with both ends on the same two cores: 1 GiB from us takes 3.8 s, over SSH 3.2 s. A node that is nearer than
+# a millisecond most likely shares our cores; farther away the line bounds before TLS does.
 NEAR, TLS_NEAR = 0.001, 300e6  # s of round trip, bytes a second
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rrmove import API_VERSION, CLIENT, PORTS, REACH, RTT, TOOLS, Capabilities, Unusable
-from rrmove_plugins.http.trust import HttpSettings, plain_allowed
+from rrmove_plugins.http.trust import HttpSettings
 
 if TYPE_CHECKING:
     from rrmove import Facts, Job, Probe, Request
     from rrmove_plugins.http.knocking import WayBack
 
-# Measured with both ends on the same two cores: 1 GiB takes 4.3 s with TLS where `chunked` takes 3.2 s. A node that is
-# nearer than a millisecond most likely shares our cores; farther away the line bounds before TLS does.
-NEAR, TLS_NEAR = 0.001, 300e6  # s of round trip, bytes a second
 LOGIN, START, TLS = 12, 1, 2  # round trips: the login, starting a receiver over it, TLS
 
 
@@ -45,14 +41,6 @@ class Http:
         if facts.get(REACH) is False:
             return "without python3 the node would have to fetch it with curl, and it cannot reach us"
         return None
-
-    def suited(self, request: Request, facts: Facts) -> Capabilities:
-        """Say that it is slower with TLS, where that is what bounds it."""
-        client, rtt = facts.get(CLIENT), facts.get(RTT)
-        tls = request.settings.get(HttpSettings).tls
-        if rtt is None or rtt >= NEAR or plain_allowed(client.host if client else "", tls):
-            return self.capabilities
-        return replace(self.capabilities, ceiling=TLS_NEAR)
 
     async def send(self, job: Job) -> None:
         """Put the missing ranges into the part file, the first way that leads there; a repeat continues."""

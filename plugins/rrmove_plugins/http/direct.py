@@ -12,11 +12,14 @@ from urllib.parse import quote
 from rrmove import PORTS, Fatal, Job, Unusable, serve_there
 from rrmove_plugins.http.knocking import haste, knock, patience
 from rrmove_plugins.http.line import Door
+from rrmove_plugins.http.readback import ReadBack
 from rrmove_plugins.http.sender import Sender, goodbye
 from rrmove_plugins.http.trust import plain_allowed, tls_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from rrmove import Range
 
 PREFIX = "/v1/parts/"  # where the data server takes parts; the receiver's path looks the same
 CALLED_OFF = 3.0  # s that a receiver may take to start before it is left to go by itself, which it does soon
@@ -45,12 +48,35 @@ async def send_direct(job: Job, late: Callable[[], None]) -> None:
     What was known of the port may be out of date: nothing is started there before it has answered. `late` is called
     where it does not answer at once.
     """
+    place = await _resolved(job)
+    server = await _way_in(job, place, late)
+    if server is not None:
+        await job.landing.admit()
+    try:
+        fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
+    try:
+        missing = tuple(job.missing)
+        if server is not None:
+            await _sent(Sender(job, fd, server, missing))
+            return
+        while missing:
+            back = ReadBack(job.landing)
+            await _sent(Sender(job, fd, await _started(job, place, missing), missing, back))
+            # A receiver takes no byte twice: for what arrived altered there has to be another one
+            missing = await job.landing.survey() if back.wrong else ()
+    finally:
+        os.close(fd)
+
+
+async def _way_in(job: Job, place: tuple[int, tuple[Any, ...]], late: Callable[[], None]) -> Door | None:
+    """Find the data server; None where the port is free for a receiver. Raises Shut."""
     node = job.request.node
     known = (job.facts.get(PORTS) or {}).get(node.ports.data)
     if known in {"filtered", "unreachable"}:
         raise Shut(f"port {node.ports.data} is {known}", node=node.name)
-    place = await _resolved(job)
-    server, knocking = None, asyncio.create_task(knock(place, patience(job)))
+    knocking = asyncio.create_task(knock(place, patience(job)))
     asking = None if known == "refused" else asyncio.create_task(_data_server(job, place))
     try:
         await asyncio.wait({knocking}, timeout=haste(job))
@@ -59,30 +85,26 @@ async def send_direct(job: Job, late: Callable[[], None]) -> None:
         state = await knocking
         if state is None:
             raise Shut(f"port {node.ports.data} does not answer", node=node.name)
-        if state == "open":
-            server = await (asking or _data_server(job, place))
-            if server is None:
-                what = f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`"
-                raise Shut(what, node=node.name)
+        if state == "refused":
+            return None
+        server = await (asking or _data_server(job, place))
+        if server is None:
+            what = f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`"
+            raise Shut(what, node=node.name)
+        return server
     finally:
         tasks = [knocking] if asking is None else [knocking, asking]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    if server is not None:
-        await job.landing.admit()
+
+
+async def _sent(sender: Sender) -> None:
+    """Have all sent. Raises Shut where nobody was ever reached."""
     try:
-        fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
-    try:
-        sender = Sender(job, fd, server or await _started(job, place))
-        try:
-            await sender.run()
-        except Unusable as error:
-            raise error if sender.reached else Shut(error.what, node=error.node, tried=error.tried) from error
-    finally:
-        os.close(fd)
+        await sender.run()
+    except Unusable as error:
+        raise error if sender.reached else Shut(error.what, node=error.node, tried=error.tried) from error
 
 
 async def _resolved(job: Job) -> tuple[int, tuple[Any, ...]]:
@@ -99,9 +121,9 @@ async def _resolved(job: Job) -> tuple[int, tuple[Any, ...]]:
     return family, place
 
 
-async def _started(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:
+async def _started(job: Job, place: tuple[int, tuple[Any, ...]], missing: Sequence[Range]) -> Door:
     """Start a receiver; one that is cancelled while it starts is sent home."""
-    starting = asyncio.create_task(_receiver(job, place))
+    starting = asyncio.create_task(_receiver(job, place, missing))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -116,12 +138,18 @@ async def _called_off(starting: asyncio.Task[Door]) -> None:
         await asyncio.to_thread(goodbye, starting.result())
 
 
-async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door:
-    """Start a receiver for our part file, over the login that exists."""
+async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]], missing: Sequence[Range]) -> Door:
+    """Start a receiver for what is missing in our part file, over the login that exists."""
     node = job.request.node
     tls = not plain_allowed(str(place[1][0]), tls_of(job))
     endpoint = await serve_there(
-        job.session, job.landing.part, writable=True, port=node.ports.data, tls=tls, prefix=f"{PREFIX}once/"
+        job.session,
+        job.landing.part,
+        writable=missing,
+        identity=await job.landing.claim(),
+        port=node.ports.data,
+        tls=tls,
+        prefix=f"{PREFIX}once/",
     )
     return Door(
         node=node.name,

@@ -16,10 +16,11 @@ from rrmove import RTT, ConnectionLost, Fatal, IntegrityError, Range, Transient,
 from rrmove_plugins.http.line import Line, Stalled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rrmove import Job
     from rrmove_plugins.http.line import Door
+    from rrmove_plugins.http.readback import ReadBack
 
 # Measured on two cores: on a short link two lines are as fast as four, with TLS a fifth faster. On a long one each is
 # bound by its window: 6 MiB / 15 ms is 400 MB/s; and four lose less to a lost packet than two.
@@ -60,13 +61,14 @@ class Sender:
     until something had been brought.
     """
 
-    def __init__(self, job: Job, fd: int, door: Door) -> None:
-        self._job, self._fd, self._door = job, fd, door
+    def __init__(self, job: Job, fd: int, door: Door, missing: Sequence[Range], back: ReadBack | None = None) -> None:
+        self._job, self._fd, self._door, self._back = job, fd, door, back
         self._loop = asyncio.get_running_loop()
         rtt = job.facts.get(RTT) or 0.05
         self._timeout = min(CONNECT_MOST, max(CONNECT_LEAST, CONNECT_ROUNDS * rtt))
         manifest = job.manifest
-        chunks = [manifest.chunk(index) for index in manifest.chunks_of(job.missing)]
+        chunks = [manifest.chunk(index) for index in manifest.chunks_of(missing)]
+        self._lacking = {chunk.start // manifest.grain: chunk.length for chunk in chunks}
         self._count = max(1, min(MOST_LINES, len(chunks), max(FEW if rtt < SHORT else SOME, round(rtt / PER_LINE))))
         self._todo = deque(chunks)
         self._flying = 0
@@ -84,15 +86,32 @@ class Sender:
         """Send everything that is missing."""
         with ThreadPoolExecutor(self._count, thread_name_prefix="http-line") as threads:
             work = [self._loop.run_in_executor(threads, self._work) for _ in range(self._count)]
+            reading = asyncio.create_task(self._read_back())
             try:
                 await asyncio.wait(work)
                 for each in work:
                     each.result()
+                if self._back is not None and self._error is None:
+                    await asyncio.sleep(0)  # what the threads have told is heard
+                    self._back.end()
+                    await reading
                 if self._error is not None:
                     raise self._error
             finally:
+                reading.cancel()
                 self._stop()
                 await asyncio.shield(self._leave(work))
+
+    async def _read_back(self) -> None:
+        """Have verified what has arrived; nothing more is sent where too much of it is wrong."""
+        if self._back is None:
+            return
+        try:
+            await self._back.run()
+        except (TransportError, IntegrityError) as error:
+            self._fail(error)
+        else:
+            self._stop()
 
     async def _leave(self, work: list[asyncio.Future[None]]) -> None:
         """Wait for the threads, and send the server home where it is ours; it would go by itself soon."""
@@ -172,7 +191,12 @@ class Sender:
                 self._faults, self._gained = 0, True
                 self._flying -= 1
                 self._change.notify_all()
+                chunk = span.start // self._job.manifest.grain
+                self._lacking[chunk] -= span.length
+                whole = not self._lacking[chunk]
             self._tell(self._job.progress, span.length)
+            if whole and self._back is not None:
+                self._tell(self._back.arrived, chunk)
         elif status == 422:
             chunk = span.start // self._job.manifest.grain
             with self._change:
@@ -193,8 +217,8 @@ class Sender:
             raise ValueError(f"it answered {status} {words.strip()}".strip())
 
     def _digest(self, span: Range) -> str | None:
-        """Give what a span has to hash to: TLS keeps bytes as they are, anything else may not."""
-        if self._door.fingerprint is not None:
+        """Give what a span has to hash to: TLS keeps bytes as they are, and what is read back at once speaks itself."""
+        if self._door.fingerprint is not None or self._back is not None:
             return None
         manifest = self._job.manifest
         index, short = divmod(span.start, manifest.grain)
@@ -264,10 +288,12 @@ class Sender:
         `heavy`: it took long to find out, so that a few of these are enough. `shut`: nobody took the call.
         """
         node = self._job.request.node.name
+        if self._stopped:
+            return
         with self._change:
             self._faults += self._count if heavy else 1
             hopeless = (shut and not self.reached) or self._faults > 2 * self._count
-        if line is not None and not self._stopped:
+        if line is not None:
             lost = ConnectionLost(node, "http", what, round(line.age, 2), line.carried)
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._job.emit, lost)

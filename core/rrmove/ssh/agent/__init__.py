@@ -23,7 +23,7 @@ second, so that silence means a dead connection.
     hash     path spans                         SHA-256 of spans read back from the file
     get      path at length                     bytes of a file
     trim     part size                          cut the part file
-    admit    part journal ino                   let the node's data server write into the part
+    admit    part journal ino servers           let the node's data server write (1), or just change the identity (0)
     evict    part                               end foreign processes that have the part open, admit no server
     commit   part journal target size ino mode mtime_ns check    verify, fsync, rename
     quarantine part journal                     put a hopeless part aside

@@ -67,8 +67,11 @@ def alone(fd):
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def admit(agent, part, journal, ino):
-    """Let data servers write, until `shut_out`. It changes the part's identity, which is in the answer."""
+def admit(agent, part, journal, ino, servers=1):
+    """Let data servers write, until `shut_out`; or (0) none, and just have all who verified the part do so anew.
+
+    It changes the part's identity, which is in the answer.
+    """
     fd = agent.disk.part(part)
     if fd is None:
         raise Refused("ENOENT", "the part file is gone")
@@ -78,12 +81,12 @@ def admit(agent, part, journal, ino):
             if identity(seen, part) != ino:
                 raise Refused("ESTALE", "the part file is another one than was opened")
             first, admitted = journal_of(part)
-            if not admitted:
+            if not (admitted and servers):
                 try:
                     note = json.loads((first or b"{}").decode("ascii"))
                 except ValueError:
                     note = {}  # torn by a crash: it is for people, and the number in it for us
-                write_journal(journal, note, ADMITTED)
+                write_journal(journal, note, ADMITTED if servers else b"")
             return {"ino": identity(seen, part)}
     finally:
         os.close(fd)

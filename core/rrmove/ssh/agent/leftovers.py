@@ -8,6 +8,22 @@ from rrmove.ssh.agent.common import BAD, JOURNAL, PART, Refused, home, raw, remo
 from rrmove.ssh.agent.journal import shut_out
 
 
+def files_of(pid):
+    """Device and inode of all that a process has open: where its first thread has ended, the others may write on."""
+    found = set()
+    for task in [pid] + [task for task in os.listdir("/proc/%s/task" % pid) if task != pid]:
+        place = "/proc/%s/task/%s/fd" % (pid, task)
+        for fd in os.listdir(place):
+            try:
+                held = os.stat("%s/%s" % (place, fd))
+            except OSError:
+                continue  # it was closed between the look and this one
+            found.add((held.st_dev, held.st_ino))
+        if found:
+            break  # threads share what they have open
+    return found
+
+
 def holders(path):
     """Pids of other processes that have a file open, agents not counted."""
     seen = os.stat(path)
@@ -17,19 +33,16 @@ def holders(path):
         try:
             with open("/proc/%s/environ" % pid, "rb") as environ:
                 ours = b"RRMOVE_AGENT=1" in environ.read().split(b"\0")
-            for fd in os.listdir("/proc/%s/fd" % pid):
-                held = os.stat("/proc/%s/fd/%s" % (pid, fd))
-                if (held.st_dev, held.st_ino) == (seen.st_dev, seen.st_ino):
-                    yield int(pid), ours
-                    break
+            if (seen.st_dev, seen.st_ino) in files_of(pid):
+                yield int(pid), ours
         except OSError:
             continue  # it has ended, or is not ours to look at
 
 
 def evict(agent, part):
     ended = []
-    for name in (signal.SIGTERM, signal.SIGKILL):
-        for _ in range(20):
+    for name in (0, signal.SIGTERM, signal.SIGKILL):  # 0: whoever is just ending may do so
+        for turn in range(20 if name else 1):
             try:
                 foreign = [pid for pid, ours in holders(raw(part)) if not ours]
             except FileNotFoundError:
@@ -40,10 +53,10 @@ def evict(agent, part):
             for pid in foreign:
                 try:
                     os.kill(pid, name)
-                    ended.append(pid)
+                    ended += [pid] if name else []
                 except ProcessLookupError:
                     pass  # gone between the look and the signal
-            time.sleep(0.05)
+            time.sleep(0.05 if turn else 0.01)
     raise Refused("EBUSY", "another process keeps writing to the part file")
 
 

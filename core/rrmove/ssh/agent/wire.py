@@ -10,7 +10,7 @@ import threading
 import time
 
 from rrmove.ssh.agent.common import Refused, raw, trouble
-from rrmove.ssh.agent.disk import BLOCK, Disk, digests, get, trim
+from rrmove.ssh.agent.disk import BLOCK, Disk, get, hashed, settle, trim
 from rrmove.ssh.agent.journal import admit
 from rrmove.ssh.agent.landing import commit, locate, open_part, quarantine
 from rrmove.ssh.agent.leftovers import evict, sweep
@@ -35,6 +35,7 @@ class Agent:
         self.work = queue.Queue(256)
         self.buffer = memoryview(bytearray(1 << 20))
         self.hashing = memoryview(bytearray(BLOCK))
+        self.settled = queue.Queue(16)
 
     # The wire
 
@@ -65,6 +66,7 @@ class Agent:
     def serve(self):
         for duty in (self.beat, self.disk_work):
             self.thread(duty)
+        self.thread(settle, self.settled)
         head = memoryview(bytearray(HEADER.size))
         while True:
             if not select.select([self.source], [], [], IDLE)[0]:
@@ -167,7 +169,7 @@ def unknown(op):
 ON_DISK = {
     "locate": locate,
     "open": open_part,
-    "hash": digests,
+    "hash": hashed,
     "get": get,
     "trim": trim,
     "admit": admit,
