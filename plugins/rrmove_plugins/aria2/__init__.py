@@ -31,7 +31,7 @@ from rrmove import (
 from rrmove.lease import text_of
 from rrmove.model import shown_url
 from rrmove.web import look, trouble_of
-from rrmove_plugins.aria2.control import control_file, ranges_there
+from rrmove.aria2c.control import control_file, ranges_there
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -163,7 +163,7 @@ async def _fetch(job: Job, uris: list[str], doors: list[dict[str, object]], reac
         "secret": secret,
         "options": {**OPTIONS, "max-overall-download-limit": str(int(job.limiter.rate or 0))},
     }
-    duty = text_of("rrmove_plugins.aria2", "warden.py") + "\nmain(Warden)\n"
+    duty = text_of("rrmove.aria2c", "warden.py") + "\nmain(Warden)\n"
     tried = ", ".join(shown_url(uri) if "://" in uri else "a server of ours" for uri in uris)
     lease = await Lease.begin(job.session, duty, given, seconds=LEASE)
     try:

@@ -1,0 +1,80 @@
+"""Swimmer: runs on the node; a libtorrent there that is ours alone, and ends with us.
+
+Python 3.6 or newer and libtorrent 1.2 or newer; streamed behind `leased.py`. It answers the same
+questions as `tracker.py` does for aria2c, and needs no tracker: we tell it of its peers.
+"""
+
+import base64
+import json
+import os
+import time
+
+FLUSHED = 1.5  # s that a disk may take to say that it has everything; the core looks itself in any case
+
+
+class Swimmer:
+    def __init__(self, given, folder):
+        self.given, self.folder = given, folder
+        self.session, self.torrent, self.trouble = None, None, None
+        self.known, self.last, self.flushed = {}, None, False
+
+    def begin(self):
+        given = self.given
+        os.symlink(given["part"].encode("utf-8", "surrogateescape"), os.path.join(self.folder, "file").encode())
+        try:
+            import libtorrent as lt
+
+            self.lt = lt
+            resume = {
+                b"file-format": b"libtorrent resume file",
+                b"file-version": 1,
+                b"info-hash": base64.b64decode(given["info_hash"]),
+                b"pieces": base64.b64decode(given["pieces"]),
+            }
+            wanted = lt.read_resume_data(lt.bencode(resume))
+            wanted.ti = lt.torrent_info(lt.bdecode(base64.b64decode(given["torrent"])))
+            wanted.save_path = self.folder
+            flags = lt.torrent_flags
+            wanted.flags = (wanted.flags | flags.update_subscribe) & ~(flags.auto_managed | flags.paused)
+            pack = dict(given["pack"])
+            pack["alert_mask"] = lt.alert.category_t.storage_notification
+            self.session = lt.session(pack)
+            self.torrent = self.session.add_torrent(wanted)
+        except Exception as error:
+            self.trouble = "libtorrent on the node cannot start: %s: %s" % (type(error).__name__, error)
+
+    def end(self):
+        pass  # it is within this process
+
+    def answer(self, question):
+        if self.trouble:
+            return json.dumps({"ended": self.trouble}).encode("ascii")
+        asked = json.loads(question.decode("ascii"))
+        now = time.monotonic()
+        for host, port in asked["peers"]:
+            if now - self.known.get((host, port), -10.0) > 2.0:  # a connection that is there already is no trouble
+                self.known[host, port] = now
+                self.torrent.connect_peer((host, port))
+        limit = int(self.given["options"]["max-overall-download-limit"])
+        self.torrent.set_download_limit(limit)
+        status = self.torrent.status()
+        told = {
+            "port": self.session.listen_port(),
+            "there": status.num_pieces * self.given["piece"],
+            "whole": status.is_seeding and self.on_disk(now),
+            "uploaded": status.total_payload_upload,
+            "peers": status.num_peers,
+        }
+        if status.errc.value():
+            told["code"], told["message"] = 0, status.errc.message()
+            told["full"] = status.errc.value() == 28
+        return json.dumps(told).encode("ascii")
+
+    def on_disk(self, now):
+        """Tell whether what it has is written; the first to ask has it written."""
+        if self.last is None:
+            self.last = now
+            self.torrent.flush_cache()
+        kind = self.lt.cache_flushed_alert
+        self.flushed = self.flushed or any(isinstance(alert, kind) for alert in self.session.pop_alerts())
+        return self.flushed or now - self.last > FLUSHED
