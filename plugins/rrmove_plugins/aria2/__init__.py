@@ -28,10 +28,10 @@ from rrmove import (
     merged,
     serve_once,
 )
+from rrmove.aria2c.control import control_file, ranges_there
 from rrmove.lease import text_of
 from rrmove.model import shown_url
 from rrmove.web import look, trouble_of
-from rrmove.aria2c.control import control_file, ranges_there
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence

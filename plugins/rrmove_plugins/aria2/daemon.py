@@ -18,6 +18,7 @@ PATIENCE = 30.0  # s that one question may take, reconnections included
 GID = "72726d6f76653031"  # of our only download, so that a question that is put twice does no harm
 KEYS = ["status", "completedLength", "verifiedLength", "downloadSpeed", "errorCode", "errorMessage"]
 
+
 class Client(aria2p.Client):
     """aria2p's client, whose questions go through a lease and not to a port of ours."""
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rrmove_plugins.torrent.settings import TorrentSettings
 
 BUFFER = 4 << 20  # bytes waiting to be sent to a peer: measured, 487 MB/s where the default gave 365
+QUEUE = 2000  # blocks of 16 KiB that a peer may have asked for at a time
+# What a node has asked us for it does not ask its siblings for: where there are several, little at a time. Measured,
+# 64 MiB to eight over a line of 20 MB/s: we sent it 2.2 to 2.6 times with long queues, 1.4 times with short ones.
+CROWD_BUFFER, CROWD_QUEUE, LEAST_QUEUE = 64 << 10, 128, 16
 FORCED, EITHER = 0, 1  # libtorrent's enc_policy
 RC4, BOTH = 2, 3  # libtorrent's enc_level
 STARTING = 3.0  # s for it to look at the file
@@ -44,17 +48,19 @@ class Seeder:
                 f"libtorrent cannot be loaded here: {error}",
                 remedy="pip install --force-reinstall libtorrent, in the environment of rrmove",
             ) from error
-        self._lt: Any = libtorrent
+        lt: Any = libtorrent
+        self._lt = lt
+        self._members = 1
         self.port = _free(settings.port)
         # libtorrent's paths are UTF-8, and ours need not be: it reads through a link.
         self._folder = Path(tempfile.mkdtemp(prefix="rrmove-seed-"))
         try:
-            os.symlink(os.path.abspath(path), self._folder / os.fsdecode(NAME))  # noqa: PTH100  keeps links as they are
-            self._session = libtorrent.session(pack_for(self.port, settings, "-rrmove-"))
-            wanted = libtorrent.add_torrent_params()
-            wanted.ti = libtorrent.torrent_info(libtorrent.bdecode(made.torrent))
+            (self._folder / os.fsdecode(NAME)).symlink_to(path.absolute())
+            self._session = lt.session(pack_for(self.port, settings, "-rrmove-"))
+            wanted = lt.add_torrent_params()
+            wanted.ti = lt.torrent_info(lt.bdecode(made.torrent))
             wanted.save_path = str(self._folder)
-            flags = libtorrent.torrent_flags
+            flags = lt.torrent_flags
             # Its hashes were just made from the file: it need not be read once more before it is served.
             wanted.flags = flags.seed_mode | flags.upload_mode | flags.update_subscribe
             self._torrent = self._session.add_torrent(wanted)
@@ -75,6 +81,21 @@ class Seeder:
     def limit(self, rate: float | None) -> None:
         """Let no more bytes a second leave; None lifts it."""
         self._torrent.set_upload_limit(max(1, int(rate)) if rate is not None else 0)
+
+    def crowd(self, members: int) -> None:
+        """Suit itself to so many nodes that are to give each other what they have."""
+        if members == self._members:
+            return
+        self._members = members
+        alone = members <= 1
+        buffer = BUFFER if alone else CROWD_BUFFER
+        self._session.apply_settings(
+            {
+                "send_buffer_watermark": buffer,
+                "send_buffer_low_watermark": buffer // 4,
+                "max_allowed_in_request_queue": QUEUE if alone else max(LEAST_QUEUE, CROWD_QUEUE // members),
+            }
+        )
 
     def connect(self, host: str, port: int) -> None:
         """Begin a connection to a peer."""
@@ -141,7 +162,8 @@ def pack_for(port: int, settings: TorrentSettings, tag: str) -> dict[str, object
         "tick_interval": 100,  # ms; the default of 500 is when it looks whom to connect to and whom to serve
         "send_buffer_watermark": BUFFER,
         "send_buffer_low_watermark": BUFFER // 4,
-        "max_allowed_in_request_queue": 2000,
+        "max_allowed_in_request_queue": QUEUE,
+        "whole_pieces_threshold": 1,  # s; not a block of each piece from everybody: 1.9 times became 1.4
         "min_reconnect_time": 1,
         "peer_fingerprint": tag,
         "user_agent": "rrmove",

@@ -10,7 +10,7 @@ import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rrmove.errors import Fatal, RRMoveError, Transient
 from rrmove_plugins.torrent.metainfo import Metainfo, hashed, metainfo
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
     from rrmove import Job, Limiter
 
+T = TypeVar("T")
+
 TAG = 14  # bytes that a member's peer ids begin with
+LEAST_PIECE, FEW = 256 << 10, 64  # bytes; pieces
 TICK = 0.2  # s between two looks at the seeder
 KNOCK = 2.0  # s in which a node should have come to us, before we try to come to it; and between two tries
 ALIVE = 5.0  # s without a byte after which nobody waits for a member any more
@@ -130,10 +133,10 @@ class Swarm:
     async def _run(self) -> None:
         """Make the torrent, seed it, and look after it."""
         try:
-            digests = await self._in_thread(lambda: hashed(self._path, self._size, self._piece, self._stop))
+            digests = await _in_thread(lambda: hashed(self._path, self._size, self._piece, self._stop))
             settings = self._settings
             self.made = metainfo(self._size, self._piece, digests, private=not (settings.dht or settings.lsd))
-            self.seeder = await self._in_thread(lambda: Seeder(self._path, self.made, settings), lambda made: made.close())
+            self.seeder = await _in_thread(lambda: Seeder(self._path, self.made, settings), lambda made: made.close())
         except RRMoveError as error:
             self.trouble = error
             return
@@ -148,6 +151,7 @@ class Swarm:
     def _look_after(self) -> None:
         rates = [member.limiter.rate for member in self.members]
         self.seeder.limit(None if None in rates else sum(rate or 0.0 for rate in rates))
+        self.seeder.crowd(sum(not member.whole for member in self.members))
         self.settle()
         now = time.monotonic()
         for member in self.members:
@@ -159,17 +163,18 @@ class Swarm:
         if said is not None:
             self.trouble = Transient(f"our seeder failed: {said}")
 
-    async def _in_thread(self, work: Callable[[], object], undo: Callable[[object], None] | None = None) -> object:
-        """Run something in a thread and wait for its end, also when cancelled: it would be left behind."""
-        running = asyncio.ensure_future(asyncio.to_thread(work))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            with contextlib.suppress(RRMoveError):
-                made = await running
-                if undo is not None:
-                    await asyncio.to_thread(undo, made)
-            raise
+
+async def _in_thread(work: Callable[[], T], undo: Callable[[T], None] | None = None) -> T:
+    """Run something in a thread and wait for its end, also when cancelled: it would be left behind."""
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        with contextlib.suppress(RRMoveError):
+            made = await running
+            if undo is not None:
+                await asyncio.to_thread(undo, made)
+        raise
 
 
 _swarms: dict[tuple[object, ...], Swarm] = {}
@@ -186,7 +191,7 @@ async def joined(job: Job, hosts: tuple[str, ...], us: str | None) -> AsyncItera
     key = (asyncio.get_running_loop(), manifest.root, source.path, settings.encryption, settings.port, settings.dht)
     swarm = _swarms.get(key)
     if swarm is None or swarm.trouble is not None:
-        swarm = _swarms[key] = Swarm(source.path, manifest.size, piece_for(manifest.grain), settings)
+        swarm = _swarms[key] = Swarm(source.path, manifest.size, piece_for(manifest.size, manifest.grain), settings)
     member = Member(job.limiter, job.sent, hosts, us)
     swarm.members.append(member)
     try:
@@ -202,9 +207,15 @@ async def joined(job: Job, hosts: tuple[str, ...], us: str | None) -> AsyncItera
             await asyncio.shield(swarm.close())
 
 
-def piece_for(grain: int) -> int:
-    """Give the length of a piece: that of a chunk, so that what is missing is just what is asked for."""
-    return grain
+def piece_for(size: int, grain: int) -> int:
+    """Give the length of a piece: that of a chunk, so that just what is missing is fetched, or less in small files.
+
+    Who has nothing whole yet has nothing to give, so a file should have some tens of pieces.
+    """
+    piece = grain
+    while piece > LEAST_PIECE and size < piece * FEW:
+        piece //= 2
+    return piece
 
 
 def _loopback(host: str) -> bool:

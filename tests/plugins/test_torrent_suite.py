@@ -1,0 +1,36 @@
+"""torrent joins the suite of the contract, with each of the clients that a node may have."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from rrmove.testing import TransportSuite
+from rrmove_plugins.torrent import Torrent
+from tests.plugins.swarm import node_has_libtorrent
+
+pytest.importorskip("libtorrent")
+
+
+@pytest.mark.skipif(shutil.which("aria2c") is None, reason="no aria2c here")
+class TestTorrentAria2c(TransportSuite):
+    """All of it, with aria2c on the node."""
+
+    settings = {"torrent.client": "aria2c"}
+
+    @pytest.fixture
+    def transport(self) -> Torrent:
+        return Torrent()
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(not node_has_libtorrent(), reason="no python3-libtorrent here")
+class TestTorrentLibtorrent(TransportSuite):
+    """All of it, with libtorrent on the node; a sample of it is in test_torrent.py."""
+
+    settings = {"torrent.client": "libtorrent"}
+
+    @pytest.fixture
+    def transport(self) -> Torrent:
+        return Torrent()
