@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
 from rrmove.testing import TransportSuite
 from rrmove_plugins.torrent import Torrent
 from tests.plugins.swarm import node_has_libtorrent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 pytest.importorskip("libtorrent")
 
@@ -17,7 +21,7 @@ pytest.importorskip("libtorrent")
 class TestTorrentAria2c(TransportSuite):
     """All of it, with aria2c on the node."""
 
-    settings = {"torrent.client": "aria2c"}
+    settings: ClassVar[Mapping[str, object]] = {"torrent.client": "aria2c"}
 
     @pytest.fixture
     def transport(self) -> Torrent:
@@ -29,7 +33,7 @@ class TestTorrentAria2c(TransportSuite):
 class TestTorrentLibtorrent(TransportSuite):
     """All of it, with libtorrent on the node; a sample of it is in test_torrent.py."""
 
-    settings = {"torrent.client": "libtorrent"}
+    settings: ClassVar[Mapping[str, object]] = {"torrent.client": "libtorrent"}
 
     @pytest.fixture
     def transport(self) -> Torrent:

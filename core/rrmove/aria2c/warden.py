@@ -68,7 +68,7 @@ class Warden:
             out.write("".join("%s=%s\n" % pair for pair in sorted(options.items())))
         with open(os.path.join(self.folder, "log"), "wb") as log:
             self.process = subprocess.Popen(
-                ["aria2c", "--conf-path=" + conf] + self.words,
+                ["aria2c", "--conf-path=" + conf, *self.words],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
             )  # fmt: skip
 

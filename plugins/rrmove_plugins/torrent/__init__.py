@@ -33,8 +33,8 @@ LIBTORRENT: Probe[bool] = Probe(
 class Torrent:
     """Seed the file from here to a client on the node, and have all nodes that it goes to give each other pieces.
 
-    Our side is libtorrent, the node's is libtorrent or aria2c on a lease. Private, encrypted, and told of its peers over
-    the login: there is no tracker that others could find.
+    Our side is libtorrent, the node's is libtorrent or aria2c on a lease. It is private and encrypted, and the nodes
+    are told of each other over the login: there is no tracker that others could find.
     """
 
     name: ClassVar[str] = "torrent"

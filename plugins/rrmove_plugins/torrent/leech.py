@@ -19,13 +19,14 @@ from rrmove_plugins.torrent.seeder import pack_for
 from rrmove_plugins.torrent.settings import TorrentSettings
 
 if TYPE_CHECKING:
-    from rrmove import Job
+    from rrmove import Job, Node
     from rrmove_plugins.torrent.swarm import Member, Swarm
 
 LEASE = 3.5  # s without a word from us after which the client is ended: nothing of ours is left after 5
 LOOK = 0.3  # s between two looks at how far it is
 MEETING = 8.0  # s in which it and somebody of the swarm have to have met: we begin to come to it after two
 STALL = 20.0  # s without a byte, once they have
+IDLE = 11.0  # s in which a node that has everything gave nobody anything: aria2c begins to give after ten
 LINGER = 60.0  # s at most, and as long as it took itself, that a node which has everything goes on giving to others
 GID = "72726d6f76653032"
 
@@ -116,45 +117,50 @@ def _text(data: bytes) -> str:
 
 async def _watch(job: Job, swarm: Swarm, member: Member, lease: Lease, client: str) -> None:
     """Tell the node of its peers and report what it has, until it has everything and nobody needs it any more."""
-    node, size, began = job.request.node.name, job.manifest.size, time.monotonic()
+    source, node, began = job.request.source, job.request.node, time.monotonic()
     told: int | None = None
-    pause, done, given = 0.05, None, (0, 0.0)
+    pause, whole, got, given, gave = 0.05, 0.0, 0, 0, 0.0
+    member.heard = began
     while True:
         swarm.check()
-        if not job.request.source.unchanged():
-            raise Fatal(f"{job.request.source.shown} was changed while it was sent", node=node)
+        if not source.unchanged():
+            raise Fatal(f"{source.shown} was changed while it was sent", node=node.name)
         said = json.loads(await lease.ask(json.dumps({"peers": swarm.peers_of(member)}).encode("ascii")))
-        now = time.monotonic()
-        _trouble(said, client, node)
-        member.port = said["port"]
-        there = min(size, said["there"])
-        if there > (told or 0) and told is not None:
-            member.heard = now
+        _trouble(said, client, node.name)
+        now, there = time.monotonic(), min(job.manifest.size, said["there"])
+        if said["got"] > got:
+            got, member.heard = said["got"], now
+        if told is not None and there > told:
             job.progress(there - told)
         told = max(there, told or 0)
-        if said["peers"]:
-            member.met = True
-        if said["uploaded"] > given[0]:
-            given = said["uploaded"], now
+        member.port, member.met = said["port"], member.met or bool(said["peers"])
+        if said["uploaded"] > given:
+            given, gave = said["uploaded"], now
         if said["whole"]:
-            if done is None:
+            if not member.whole:
                 swarm.settle()
-                done, member.whole = now, True
-                given = given[0], now
-            patience = min(LINGER, done - began)
-            if not swarm.awaited(member) or now - done > patience or now - given[1] > 11:
+                member.whole, whole, gave = True, now, now
+            patience = min(LINGER, whole - began)
+            if not swarm.awaited(member) or now - whole > patience or now - gave > IDLE:
                 return
-        elif not member.met and now - began > MEETING:
-            raise Unusable(
-                "neither does the node reach us, nor do we reach its torrent port",
-                node=node,
-                tried=f"{client} there, at port {member.port}" if member.port else f"{client} there",
-                remedy=f"Open port {job.request.node.ports.torrent} of the node, or let it reach us",
-            )
-        elif now - member.heard > STALL:
-            raise Transient(f"nothing has come from anybody for {STALL:g} s", node=node, tried=f"{client} there")
+        else:
+            _overdue(member, now, began, client, node)
         await asyncio.sleep(pause)
         pause = min(LOOK, 2 * pause)
+
+
+def _overdue(member: Member, now: float, began: float, client: str, node: Node) -> None:
+    """Raise where it has met nobody, or nothing has come for too long."""
+    tried = f"{client} there, at port {member.port}"
+    if not member.met and now - began > MEETING:
+        raise Unusable(
+            "neither does the node reach us, nor do we reach its torrent port",
+            node=node.name,
+            tried=tried,
+            remedy=f"Open port {node.ports.torrent} of the node, or let it reach us",
+        )
+    if now - member.heard > STALL:
+        raise Transient(f"nothing has come from anybody for {STALL:g} s", node=node.name, tried=tried)
 
 
 def _trouble(said: dict[str, Any], client: str, node: str) -> None:

@@ -61,6 +61,7 @@ class Swimmer:
         told = {
             "port": self.session.listen_port(),
             "there": status.num_pieces * self.given["piece"],
+            "got": status.total_payload_download,
             "whole": status.is_seeding and self.on_disk(now),
             "uploaded": status.total_payload_upload,
             "peers": status.num_peers,

@@ -90,6 +90,7 @@ class Tracker:
         told = {
             "port": self.port,
             "there": int(status["completedLength"]),
+            "got": int(status["completedLength"]),
             "whole": status.get("seeder") == "true" or status["status"] == "complete",
             "uploaded": int(status["uploadLength"]),
             "peers": int(status["connections"]),
