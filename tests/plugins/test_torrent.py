@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
@@ -32,7 +33,6 @@ from rrmove_plugins.torrent import Torrent, swarm
 from rrmove_plugins.torrent.metainfo import hashed, metainfo
 from rrmove_plugins.torrent.seeder import Seeder, pack_for
 from rrmove_plugins.torrent.settings import TorrentSettings
-from rrmove_plugins.torrent.swarm import piece_for
 from tests.plugins.swarm import node_has_libtorrent
 from tests.ssh.local import alive, processes_with
 
@@ -66,6 +66,8 @@ BOTH = pytest.mark.parametrize(
 def own_experience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test know what another one found out about a node of that name."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +117,10 @@ def clients(nodes: list[EmbeddedNode]) -> list[int]:
     return [pid for node in nodes for pid, words in node.processes().items() if "aria2c" in words or "-I -c" in words]
 
 
-def ours() -> list[Path]:
+def ours(nodes: list[EmbeddedNode]) -> list[Path]:
     """The directories of our seeders, and of leased programs."""
-    return [*Path("/tmp").glob("rrmove-seed-*"), *Path("/tmp").glob("rrmove-*/asked")]
+    folders = (Path(tempfile.gettempdir()), *(node.temporary for node in nodes))
+    return [path for folder in folders for path in folder.glob("rrmove-*")]
 
 
 def durable(seen: list[Event], least: int) -> bool:
@@ -134,7 +137,7 @@ async def test_one_node(source: Path, nodes: list[EmbeddedNode], client: dict[st
     assert nodes[0].bytes_in < 2 * MB  # it did not go over the login
     assert durable(seen, len(DATA) - 1)
     assert not swarm._swarms
-    await until(lambda: not clients(nodes) and not ours())
+    await until(lambda: not clients(nodes) and not ours(nodes))
 
 
 @pytest.mark.skipif(not node_has_libtorrent(), reason="no python3-libtorrent here")
@@ -168,7 +171,7 @@ async def test_three_nodes_share_one_swarm(
     told = sum(outcome.bytes_sent for outcome in outcomes)
     assert abs(told - uploaded[0]) < 2 * MB
     assert min(outcome.bytes_sent for outcome in outcomes) > 0
-    await until(lambda: not clients(nodes) and not ours())
+    await until(lambda: not clients(nodes) and not ours(nodes))
 
 
 @BOTH
@@ -200,7 +203,7 @@ async def test_killed_on_its_way_chunked_goes_on_with_what_it_had(
         move(source, nodes[0], "torrent", "chunked", settings=ARIA2C, limit_rate=12 * MB, on_event=seen.append)
     )
     await until(lambda: durable(seen, 12 * MB), 20)
-    (pid,) = [pid for pid, words in nodes[0].processes().items() if words.startswith("aria2c")]
+    (pid,) = [pid for pid, words in nodes[0].processes().items() if "--conf-path" in words]
     os.kill(pid, signal.SIGKILL)
     outcome = await task
     first, second = outcome.attempts
@@ -214,8 +217,8 @@ async def test_killed_on_its_way_chunked_goes_on_with_what_it_had(
 async def test_no_secret_is_seen_and_nobody_else_gets_in(source: Path, nodes: list[EmbeddedNode]) -> None:
     task = asyncio.create_task(move(source, nodes[0], settings=ARIA2C, limit_rate=12 * MB))
     running = nodes[0].processes
-    await until(lambda: any(words.startswith("aria2c") for words in running().values()))
-    (pid,) = [pid for pid, words in running().items() if words.startswith("aria2c")]
+    await until(lambda: any("--conf-path" in words for words in running().values()))
+    (pid,) = [pid for pid, words in running().items() if "--conf-path" in words]
     folder = Path(f"/proc/{pid}/cwd").readlink()
     assert folder.stat().st_mode & 0o777 == 0o700
     conf = dict(line.split("=", 1) for line in (folder / "conf").read_text().splitlines())
@@ -253,15 +256,15 @@ async def test_cancelled_it_leaves_nothing(source: Path, nodes: list[EmbeddedNod
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not swarm._swarms
-    await until(lambda: not clients(nodes) and not ours(), 2.0)
+    await until(lambda: not clients(nodes) and not ours(nodes), 2.0)
 
 
 async def test_when_we_are_killed_no_client_is_left(source: Path, nodes: list[EmbeddedNode], tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "rrmove", "auto", "--json", "--only", "torrent", "-o", "torrent.client=aria2c"]
     argv += ["--limit-rate", "1M", "-F", str(nodes[0].ssh_config), str(source), nodes[0].name]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)})
-    await until(lambda: any(words.startswith("aria2c") for words in nodes[0].processes().values()))
-    (pid,) = [pid for pid, words in nodes[0].processes().items() if words.startswith("aria2c")]
+    await until(lambda: any("--conf-path" in words for words in nodes[0].processes().values()))
+    (pid,) = [pid for pid, words in nodes[0].processes().items() if "--conf-path" in words]
     (part,) = nodes[0].home.glob(".*part")
     await until(lambda: part.stat().st_blocks * 512 > MB)
     process.send_signal(signal.SIGKILL)
@@ -293,22 +296,20 @@ def client_of(torrent: bytes, folder: Path, **pack: object) -> tuple[Any, Any]:
 
 
 async def test_a_plain_libtorrent_client_against_our_seeder(seeder: tuple[Seeder, bytes], tmp_path: Path) -> None:
-    session, torrent = client_of(seeder[1], tmp_path)
+    _session, torrent = client_of(seeder[1], tmp_path)
     torrent.connect_peer(("127.0.0.1", seeder[0].port))
     await until(lambda: torrent.status().is_seeding)
     torrent.flush_cache()
     await until(lambda: (tmp_path / "file").read_bytes() == DATA)
     assert all(peer.flags & peer.rc4_encrypted for peer in torrent.get_peer_info())
     assert seeder[0].uploaded() >= len(DATA)
-    del torrent, session
 
 
 async def test_who_does_not_encrypt_is_turned_away(seeder: tuple[Seeder, bytes], tmp_path: Path) -> None:
-    session, torrent = client_of(seeder[1], tmp_path, in_enc_policy=2, out_enc_policy=2)  # never
+    _session, torrent = client_of(seeder[1], tmp_path, in_enc_policy=2, out_enc_policy=2)  # never
     torrent.connect_peer(("127.0.0.1", seeder[0].port))
     await asyncio.sleep(0.7)
     assert torrent.status().total_payload_download == 0
-    del torrent, session
 
 
 async def test_a_peer_that_sends_wrong_bytes_does_no_harm(
@@ -353,7 +354,7 @@ async def test_blocked_both_ways_it_gives_up_soon(
     with pytest.raises(TransportError, match=r"neither does the node reach us.*Open port 6881") as raised:
         await move(source, nodes[0], settings=ARIA2C)
     assert nodes[0].name in str(raised.value)
-    await until(lambda: not clients(nodes) and not ours())
+    await until(lambda: not clients(nodes) and not ours(nodes))
 
 
 async def test_we_come_to_nodes_that_do_not_reach_us(
@@ -424,14 +425,6 @@ def test_torrents(source: Path) -> None:
     stop.set()
     assert build(source, size).size == size
     hashed(source, size, GRAIN, stop)  # does not read
-
-
-@pytest.mark.parametrize(
-    ("size", "grain", "piece"),
-    [(1, GRAIN, 1 << 18), (64 << 20, GRAIN, 1 << 20), (1 << 30, GRAIN, GRAIN), (1 << 40, 16 << 20, 16 << 20)],
-)
-def test_pieces(size: int, grain: int, piece: int) -> None:
-    assert piece_for(size, grain) == piece
 
 
 def test_settings() -> None:

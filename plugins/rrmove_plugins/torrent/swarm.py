@@ -1,4 +1,8 @@
-"""The swarm of one file: our seeder, shared by all moves of that file in this process, and who takes part."""
+"""The swarm of one file: our seeder, shared by all moves of that file in this process, and who takes part.
+
+Pieces are chunks, so that what is missing is just what is fetched, and each that is whole counts as such for whatever
+comes next. Smaller ones would let the nodes share sooner, but of many that are half there no chunk would be left.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TAG = 14  # bytes that a member's peer ids begin with
-LEAST_PIECE, FEW = 256 << 10, 64  # bytes; pieces
 TICK = 0.2  # s between two looks at the seeder
 KNOCK = 2.0  # s in which a node should have come to us, before we try to come to it; and between two tries
 ALIVE = 5.0  # s without a byte after which nobody waits for a member any more
@@ -191,7 +194,7 @@ async def joined(job: Job, hosts: tuple[str, ...], us: str | None) -> AsyncItera
     key = (asyncio.get_running_loop(), manifest.root, source.path, settings.encryption, settings.port, settings.dht)
     swarm = _swarms.get(key)
     if swarm is None or swarm.trouble is not None:
-        swarm = _swarms[key] = Swarm(source.path, manifest.size, piece_for(manifest.size, manifest.grain), settings)
+        swarm = _swarms[key] = Swarm(source.path, manifest.size, manifest.grain, settings)
     member = Member(job.limiter, job.sent, hosts, us)
     swarm.members.append(member)
     try:
@@ -207,19 +210,8 @@ async def joined(job: Job, hosts: tuple[str, ...], us: str | None) -> AsyncItera
             await asyncio.shield(swarm.close())
 
 
-def piece_for(size: int, grain: int) -> int:
-    """Give the length of a piece: that of a chunk, so that just what is missing is fetched, or less in small files.
-
-    Who has nothing whole yet has nothing to give, so a file should have some tens of pieces.
-    """
-    piece = grain
-    while piece > LEAST_PIECE and size < piece * FEW:
-        piece //= 2
-    return piece
-
-
 def _loopback(host: str) -> bool:
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
-__all__ = ["Member", "Swarm", "joined", "piece_for"]
+__all__ = ["Member", "Swarm", "joined"]

@@ -5,6 +5,7 @@ questions as `tracker.py` does for aria2c, and needs no tracker: we tell it of i
 """
 
 import base64
+import errno
 import json
 import os
 import time
@@ -16,7 +17,7 @@ class Swimmer:
     def __init__(self, given, folder):
         self.given, self.folder = given, folder
         self.session, self.torrent, self.trouble = None, None, None
-        self.known, self.last, self.flushed = {}, None, False
+        self.known, self.last, self.flushed, self.failed = {}, None, False, None
 
     def begin(self):
         given = self.given
@@ -37,7 +38,8 @@ class Swimmer:
             flags = lt.torrent_flags
             wanted.flags = (wanted.flags | flags.update_subscribe) & ~(flags.auto_managed | flags.paused)
             pack = dict(given["pack"])
-            pack["alert_mask"] = lt.alert.category_t.storage_notification
+            kinds = lt.alert.category_t
+            pack["alert_mask"] = int(kinds.storage_notification) | int(kinds.error_notification)
             self.session = lt.session(pack)
             self.torrent = self.session.add_torrent(wanted)
         except Exception as error:
@@ -57,6 +59,7 @@ class Swimmer:
                 self.torrent.connect_peer((host, port))
         limit = int(self.given["options"]["max-overall-download-limit"])
         self.torrent.set_download_limit(limit)
+        self.listen()
         status = self.torrent.status()
         told = {
             "port": self.session.listen_port(),
@@ -66,16 +69,23 @@ class Swimmer:
             "uploaded": status.total_payload_upload,
             "peers": status.num_peers,
         }
-        if status.errc.value():
-            told["code"], told["message"] = 0, status.errc.message()
-            told["full"] = status.errc.value() == 28
+        failed = status.errc if status.errc.value() else self.failed
+        if failed is not None:
+            told["code"], told["message"] = 0, failed.message()
+            told["full"] = failed.value() in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return json.dumps(told).encode("ascii")
+
+    def listen(self):
+        """Hear of what was written, and of what could not be: then it stops fetching, and says no more."""
+        for alert in self.session.pop_alerts():
+            if isinstance(alert, self.lt.cache_flushed_alert):
+                self.flushed = True
+            elif isinstance(alert, self.lt.file_error_alert):
+                self.failed = alert.error
 
     def on_disk(self, now):
         """Tell whether what it has is written; the first to ask has it written."""
         if self.last is None:
-            self.last = now
+            self.last, self.flushed = now, False
             self.torrent.flush_cache()
-        kind = self.lt.cache_flushed_alert
-        self.flushed = self.flushed or any(isinstance(alert, kind) for alert in self.session.pop_alerts())
         return self.flushed or now - self.last > FLUSHED
