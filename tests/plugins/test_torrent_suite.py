@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 pytest.importorskip("libtorrent")
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(shutil.which("aria2c") is None, reason="no aria2c here")
 class TestTorrentAria2c(TransportSuite):
-    """All of it, with aria2c on the node."""
+    """All of it, with aria2c on the node, which is slow to begin; test_torrent.py has a sample."""
 
     settings: ClassVar[Mapping[str, object]] = {"torrent.client": "aria2c"}
 
@@ -28,10 +29,9 @@ class TestTorrentAria2c(TransportSuite):
         return Torrent()
 
 
-@pytest.mark.campaign
 @pytest.mark.skipif(not node_has_libtorrent(), reason="no python3-libtorrent here")
 class TestTorrentLibtorrent(TransportSuite):
-    """All of it, with libtorrent on the node; a sample of it is in test_torrent.py."""
+    """All of it, with libtorrent on the node."""
 
     settings: ClassVar[Mapping[str, object]] = {"torrent.client": "libtorrent"}
 
