@@ -357,18 +357,19 @@ async def test_blocked_both_ways_it_gives_up_soon(
     await until(lambda: not clients(nodes) and not ours(nodes))
 
 
+@BOTH
 async def test_we_come_to_nodes_that_do_not_reach_us(
-    source: Path, nodes: list[EmbeddedNode], monkeypatch: pytest.MonkeyPatch
+    source: Path, nodes: list[EmbeddedNode], monkeypatch: pytest.MonkeyPatch, client: dict[str, object]
 ) -> None:
     """Also where the torrent port is taken and nothing speaks DHT there."""
     monkeypatch.setattr(swarm.Swarm, "peers_of", lambda *_: [])
-    monkeypatch.setattr(swarm, "KNOCK", 0.2)
+    monkeypatch.setattr("rrmove_plugins.torrent.leech.KNOCK", 0.2)
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
         node = node_of(nodes[0], ports=Ports(torrent=port))
-        outcome = await rrmove.move(source, node, only=("torrent",), settings=ARIA2C)
+        outcome = await rrmove.move(source, node, only=("torrent",), settings=client)
     assert outcome.ok
     assert arrived(nodes[0])
 

@@ -17,6 +17,7 @@ from rrmove.aria2c.control import bits_there, control_file
 from rrmove.lease import text_of
 from rrmove_plugins.torrent.seeder import pack_for
 from rrmove_plugins.torrent.settings import TorrentSettings
+from rrmove_plugins.torrent.swarm import KNOCK
 
 if TYPE_CHECKING:
     from rrmove import Job, Node
@@ -133,7 +134,9 @@ async def _watch(job: Job, swarm: Swarm, member: Member, lease: Lease, client: s
         if told is not None and there > told:
             job.progress(there - told)
         told = max(there, told or 0)
-        member.port, member.met = said["port"], member.met or bool(said["peers"])
+        if said["port"] and not member.port:
+            member.port, member.due = said["port"], now + KNOCK
+        member.met = member.met or bool(said["peers"])
         if said["uploaded"] > given:
             given, gave = said["uploaded"], now
         if said["whole"]:

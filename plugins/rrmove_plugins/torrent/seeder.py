@@ -23,6 +23,7 @@ QUEUE = 2000  # blocks of 16 KiB that a peer may have asked for at a time
 # What a node has asked us for it does not ask its siblings for: where there are several, little at a time. Measured,
 # 64 MiB to eight over a line of 20 MB/s: we sent it 2.2 to 2.6 times with long queues, 1.4 times with short ones.
 CROWD_BUFFER, CROWD_QUEUE, LEAST_QUEUE = 64 << 10, 128, 16
+CONNECT = 2  # s that a connection may take to begin; whom it is calling libtorrent does not let in meanwhile
 FORCED, EITHER = 0, 1  # libtorrent's enc_policy
 RC4, BOTH = 2, 3  # libtorrent's enc_level
 STARTING = 3.0  # s for it to look at the file
@@ -165,6 +166,7 @@ def pack_for(port: int, settings: TorrentSettings, tag: str) -> dict[str, object
         "max_allowed_in_request_queue": QUEUE,
         "whole_pieces_threshold": 1,  # s; not a block of each piece from everybody: 1.9 times became 1.4
         "min_reconnect_time": 1,
+        "peer_connect_timeout": CONNECT,
         "peer_fingerprint": tag,
         "user_agent": "rrmove",
         "alert_mask": 0,

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 TAG = 14  # bytes that a member's peer ids begin with
 TICK = 0.2  # s between two looks at the seeder
-KNOCK = 2.0  # s in which a node should have come to us, before we try to come to it; and between two tries
+KNOCK, AGAIN = 2.0, 3.0  # s in which a node should have come to us, before we try to come to it; and between two tries
 ALIVE = 5.0  # s without a byte after which nobody waits for a member any more
 
 
@@ -40,7 +40,7 @@ class Member:
     """A node that takes part.
 
     `tag` is how its peer ids begin, `hosts` the addresses under which others may reach it, `us` the
-    one under which it sees us; `port` is 0 until its client has told it. `connected` is with us, `met` with anybody.
+    one under which it sees us; `port` is 0 until its client has told it, and `due` is then when we call it. `connected` is with us, `met` with anybody.
     """
 
     limiter: Limiter
@@ -53,7 +53,8 @@ class Member:
     met: bool = False
     whole: bool = False
     heard: float = field(default_factory=time.monotonic)
-    knocked: float = field(default_factory=time.monotonic)
+    due: float = 0.0
+    called: bool = False
 
 
 class Swarm:
@@ -88,7 +89,8 @@ class Swarm:
 
     def peers_of(self, member: Member) -> list[tuple[str, int]]:
         """List whom a member may connect to: us and all others, under every address that may lead there."""
-        found = [(member.us, self.seeder.port)] if member.us else []
+        # Once we call it, it does not call us any more: libtorrent turns a caller away whom it is calling itself.
+        found = [(member.us, self.seeder.port)] if member.us and (member.connected or not member.called) else []
         near = any(_loopback(host) for host in member.hosts)
         for other in self.members:
             if other is not member and other.port:
@@ -158,8 +160,8 @@ class Swarm:
         self.settle()
         now = time.monotonic()
         for member in self.members:
-            if member.port and not member.connected and not member.whole and now - member.knocked > KNOCK:
-                member.knocked = now
+            if member.port and not member.connected and not member.whole and now > member.due:
+                member.called, member.due = True, now + AGAIN
                 for host in member.hosts:
                     self.seeder.connect(host, member.port)
         said = self.seeder.trouble()

@@ -10,6 +10,7 @@ import json
 import os
 import time
 
+PAUSE = 3.0  # s between two calls to the same peer, at first
 FLUSHED = 1.5  # s that a disk may take to say that it has everything; the core looks itself in any case
 
 
@@ -54,8 +55,9 @@ class Swimmer:
         asked = json.loads(question.decode("ascii"))
         now = time.monotonic()
         for host, port in asked["peers"]:
-            if now - self.known.get((host, port), -10.0) > 2.0:  # a connection that is there already is no trouble
-                self.known[host, port] = now
+            due, pause = self.known.get((host, port), (0.0, PAUSE))
+            if now > due:  # ever more seldom: whom it is calling it does not let in; one that is there is no trouble
+                self.known[host, port] = (now + pause, 1.5 * pause)
                 self.torrent.connect_peer((host, port))
         limit = int(self.given["options"]["max-overall-download-limit"])
         self.torrent.set_download_limit(limit)
@@ -67,13 +69,18 @@ class Swimmer:
             "got": status.total_payload_download,
             "whole": status.is_seeding and self.on_disk(now),
             "uploaded": status.total_payload_upload,
-            "peers": status.num_peers,
+            "peers": self.met(),
         }
         failed = status.errc if status.errc.value() else self.failed
         if failed is not None:
             told["code"], told["message"] = 0, failed.message()
             told["full"] = failed.value() in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return json.dumps(told).encode("ascii")
+
+    def met(self):
+        """Count those with whom it has got beyond the handshake."""
+        pending = int(self.lt.peer_info.handshake) | int(self.lt.peer_info.connecting)
+        return sum(not int(peer.flags) & pending for peer in self.torrent.get_peer_info())
 
     def listen(self):
         """Hear of what was written, and of what could not be: then it stops fetching, and says no more."""
