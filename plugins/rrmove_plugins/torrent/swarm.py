@@ -40,7 +40,8 @@ class Member:
     """A node that takes part.
 
     `tag` is how its peer ids begin, `hosts` the addresses under which others may reach it, `us` the
-    one under which it sees us; `port` is 0 until its client has told it, and `due` is then when we call it. `connected` is with us, `met` with anybody.
+    one under which it sees us; `port` is 0 until its client has told it, and `due` is then when we call it. `connected`
+    is with us, `met` with anybody.
     """
 
     limiter: Limiter
