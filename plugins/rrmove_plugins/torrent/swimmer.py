@@ -18,6 +18,7 @@ class Swimmer:
     def __init__(self, given, folder):
         self.given, self.folder = given, folder
         self.session, self.torrent, self.trouble = None, None, None
+        self.pieces = 0
         self.known, self.last, self.flushed, self.failed = {}, None, False, None
 
     def begin(self):
@@ -65,7 +66,7 @@ class Swimmer:
         status = self.torrent.status()
         told = {
             "port": self.session.listen_port(),
-            "there": status.num_pieces * self.given["piece"],
+            "there": self.written(status, now) * self.given["piece"],
             "got": status.total_payload_download,
             "whole": status.is_seeding and self.on_disk(now),
             "uploaded": status.total_payload_upload,
@@ -76,6 +77,11 @@ class Swimmer:
             told["code"], told["message"] = 0, failed.message()
             told["full"] = failed.value() in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return json.dumps(told).encode("ascii")
+
+    def written(self, status, now):
+        """Count the pieces on the disk: those of the last look, as one that was just hashed may not be written yet."""
+        before, self.pieces = self.pieces, status.num_pieces
+        return self.pieces if status.is_seeding and self.on_disk(now) else before
 
     def met(self):
         """Count those with whom it has got beyond the handshake."""
