@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from rrmove.errors import Fatal, RRMoveError, Transient
@@ -194,7 +194,7 @@ async def joined(job: Job, hosts: tuple[str, ...], us: str | None) -> AsyncItera
     """
     settings = job.request.settings.get(TorrentSettings)
     source, manifest = job.request.source, job.manifest
-    key = (asyncio.get_running_loop(), manifest.root, source.path, settings.encryption, settings.port, settings.dht)
+    key = (asyncio.get_running_loop(), manifest.root, source.path, replace(settings, client="auto"))
     swarm = _swarms.get(key)
     if swarm is None or swarm.trouble is not None:
         swarm = _swarms[key] = Swarm(source.path, manifest.size, manifest.grain, settings)
