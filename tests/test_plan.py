@@ -125,7 +125,11 @@ ROUTES = [
     ("direct", "reverse", "filtered", None, "doubted"),
     ("direct", "reverse", "filtered", "refused", "port 8780 of the node is filtered, and the node cannot reach us"),
     ("ssh", None, "filtered", "filtered", None),
-    ("swarm", None, "filtered", "filtered", None),
+    ("swarm", None, "filtered", "filtered", "port 6881 of the node is filtered, and the node cannot reach us"),
+    ("swarm", None, "filtered", "open", None),
+    ("swarm", None, "filtered", None, "doubted"),
+    ("swarm", None, None, "filtered", "doubted"),
+    ("swarm", None, None, None, "doubted"),
 ]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rrmove.estimate import Link
     from rrmove.knowledge import Knowledge, Life
     from rrmove.model import Estimate, Node, Options, Request, Route
-    from rrmove.probe import Facts
+    from rrmove.probe import Facts, PortState
     from rrmove.transport import Capabilities, Transport
 
 FLOOR = "chunked"  # needs one open port and nothing installed: leads where nothing else is finite
@@ -102,7 +102,7 @@ def require_route(plan: Plan, node: Node) -> Plan:
 
 
 _WAYS: Mapping[Route, str] = MappingProxyType(
-    {"direct": "into the node's data port: ", "reverse": "the node pulls from us: "}
+    {"direct": "into the node's data port: ", "reverse": "the node pulls from us: ", "swarm": "in a swarm: "}
 )
 
 
@@ -127,11 +127,23 @@ def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
         if state in {"filtered", "unreachable"}:
             return f"port {node.ports.data} of the node is {state}"
         return None if state is None else False  # refused: nothing listens there yet
+    if route == "swarm":
+        return _swarm_shut((facts.get(PORTS) or {}).get(node.ports.torrent), facts.get(REACH), node.ports.torrent)
     elsewhere = request.options.mirrors or isinstance(request.source, Remote)
     if route == "reverse" or (route == "web" and not elsewhere):
         reach = facts.get(REACH)
         return None if reach is None else not reach and "the node cannot reach us"
     return False
+
+
+def _swarm_shut(state: PortState | None, reach: bool | None, port: int) -> str | bool | None:  # noqa: FBT001
+    """Say whether a swarm can form: it is enough that one of both ends reaches the other."""
+    blocked = state in {"filtered", "unreachable"}
+    if reach or not (blocked or state is None):
+        return False
+    if reach is None or not blocked:
+        return None
+    return f"port {port} of the node is {state}, and the node cannot reach us"
 
 
 TEXT = 4 / 3  # bytes on the wire for each one where lanes have to be of text

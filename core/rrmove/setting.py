@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 # up to a quarter of a second to find out, so it is asked only for who needs it.
 ALWAYS: tuple[Probe[Any], ...] = (TOOLS, SYSTEM, PORTS, RTT, CLEAN)
 
+PATIENT = 1.0  # s that what does not answer is given where a plan is all that is asked for, or refusals are looked over
+
 LONG = 0.06  # s of round trip from which on logins take so long that several at once are worth their processor time
 PER_LANE = 0.012  # s of round trip that one more lane pays for, see the chunked transport
 LEAST_LOAD = 8 << 20  # bytes that a lane should have to carry
@@ -194,7 +196,8 @@ class Setting:
         needs = {probe.name: probe for each in self.registry.needs.values() for probe in each}
         probes = {probe.name: probe for probe in ALWAYS} | needs
         self.remembered = False
-        facts = await look_at(self.session, probes.values(), grace=None, emit=self.emit)
+        grace = PATIENT if fresh else None  # where nobody waits for bytes, silence may become a fact
+        facts = await look_at(self.session, probes.values(), grace=grace, emit=self.emit)
         self.experience.remember_facts(name, facts)
         return facts
 

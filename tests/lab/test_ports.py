@@ -77,9 +77,35 @@ def test_http_leads_where_the_port_is_open_and_the_file_is_large(here: Lab, tmp_
     assert first("hetzner", 1024 * MB) == "http"
     assert first("hetzner", 1 * MB) != "http"
     assert first("shut", 1024 * MB) == "chunked"
-    # Whether it could call us nobody has seen, as its calls go unanswered: unknown, which refuses nothing
-    (http,) = [step for step in planned(here, tmp_path, "shut", 1024 * MB)["steps"] if step["transport"] == "http"]
-    assert any("not seen open" in term["what"] for term in http["terms"])
+
+
+def test_everything_but_ssh_blocked_is_a_reason_and_one_way_that_is_open_is_enough(here: Lab, tmp_path: Path) -> None:
+    def reason(node: str) -> str | None:
+        here.forget()
+        plan = planned(here, tmp_path, node, 1024 * MB)
+        ranked = [step["transport"] for step in plan["steps"]]
+        assert ranked[0] != "torrent"  # for one node it is not the best
+        told = {refusal["transport"]: str(refusal["reason"]) for refusal in plan["refusals"]}
+        assert ("torrent" in ranked) != ("torrent" in told)
+        return told.get("torrent")
+
+    assert reason("shut") == "port 6881 of the node is filtered, and the node cannot reach us"
+    assert reason("walled") is None
+    assert reason("hetzner") is None
+
+
+@pytest.mark.parametrize("node", ["walled", "hetzner"])
+def test_a_swarm_of_one_with_dht_blocked(here: Lab, source: File, node: str) -> None:
+    """One reaches us and lets nobody in; the other one lets its torrent port in, and cannot call us."""
+    if node == "hetzner":
+        here.run(["nft", "-f", "-"], stdin=NO_CALLERS)
+    try:
+        done = arrive(here, source, node, TARGET, "--only", "torrent")
+    finally:
+        if node == "hetzner":
+            here.run(["nft", "delete", "table", "inet", "callers"])
+    assert transports(done) == [("torrent", True)]
+    nothing_runs(here, node)
 
 
 def test_the_open_port_brings_a_file_and_nothing_is_left(here: Lab, source: File) -> None:

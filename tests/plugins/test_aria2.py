@@ -18,11 +18,11 @@ import pytest
 
 import rrmove
 from rrmove import Range
+from rrmove.aria2c.control import control_file, ranges_there
 from rrmove.errors import Fatal, IntegrityError, TransportError, Unusable
 from rrmove.events import Event, Progressed
 from rrmove.model import Node, Outcome, SSHSettings
 from rrmove.testing import EmbeddedNode
-from rrmove_plugins.aria2.control import control_file, ranges_there
 from rrmove_plugins.chunked import Chunked
 from tests.ssh.local import alive, processes_with
 from tests.web import Page, Web

@@ -28,10 +28,10 @@ from rrmove import (
     merged,
     serve_once,
 )
+from rrmove.aria2c.control import control_file, ranges_there
 from rrmove.lease import text_of
 from rrmove.model import shown_url
 from rrmove.web import look, trouble_of
-from rrmove_plugins.aria2.control import control_file, ranges_there
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -164,7 +164,7 @@ async def _fetch(job: Job, uris: list[str], doors: list[dict[str, object]], reac
         "secret": secret,
         "options": {**OPTIONS, "max-overall-download-limit": _limit(job)},
     }
-    duty = text_of("rrmove_plugins.aria2", "warden.py") + "\nmain(Warden)\n"
+    duty = text_of("rrmove.aria2c", "warden.py") + "\nmain(Warden)\n"
     tried = ", ".join(shown_url(uri) if "://" in uri else "a server of ours" for uri in uris)
     lease = await Lease.begin(job.session, duty, given, seconds=LEASE)
     try:

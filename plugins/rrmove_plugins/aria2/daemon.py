@@ -8,39 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import aria2p
 
-from rrmove import Fatal, IntegrityError, Transient, TransportError, Unusable
+from rrmove import Transient, Unusable
+from rrmove.aria2c.codes import explained
 
 if TYPE_CHECKING:
-    from rrmove import Lease
+    from rrmove import IntegrityError, Lease, TransportError
 
 PATIENCE = 30.0  # s that one question may take, reconnections included
 GID = "72726d6f76653031"  # of our only download, so that a question that is put twice does no harm
 KEYS = ["status", "completedLength", "verifiedLength", "downloadSpeed", "errorCode", "errorMessage"]
-
-# aria2's exit and error codes (aria2c(1), EXIT STATUS): what the reader does next, and in which words.
-_MEANING: dict[int, tuple[type[TransportError], str]] = {
-    1: (Transient, "an error that it does not name, as a refused connection"),
-    2: (Transient, "the server does not answer"),
-    3: (Unusable, "the server has no such file"),
-    4: (Unusable, "the server has no such file, it said several times"),
-    5: (Transient, "it was too slow"),
-    6: (Transient, "the network failed"),
-    7: (Transient, "it was ended before it was done"),
-    8: (Unusable, "the server gives no ranges"),
-    9: (Fatal, "the disk is full"),
-    10: (Unusable, "its control file does not fit"),
-    13: (Unusable, "the file was there"),
-    15: (Unusable, "the part file could not be opened"),
-    16: (Unusable, "the part file could not be made"),
-    17: (Unusable, "the part file could not be read or written"),
-    19: (Unusable, "a name could not be resolved"),
-    22: (Transient, "the server's answer was bad"),
-    23: (Unusable, "the server redirects too often"),
-    24: (Unusable, "the server wants other credentials"),
-    28: (Unusable, "it refuses an option"),
-    29: (Transient, "the server is overloaded"),
-}
-_CHECKSUM = 32  # with an empty message
 
 
 class Client(aria2p.Client):
@@ -90,10 +66,4 @@ class Daemon:
 
     def explained(self, code: int, message: str) -> TransportError | IntegrityError:
         """Give the error that aria2's code stands for."""
-        if code == _CHECKSUM:
-            return IntegrityError(
-                "what aria2c fetched has another SHA-256 than the file", node=self._node, tried=self._tried
-            )
-        kind, meaning = _MEANING.get(code, (Transient, "an error of its own"))
-        said = f": {' '.join(message.split())[:200]}" if message.strip() else ""
-        return kind(f"aria2c failed with code {code}, {meaning}{said}", node=self._node, tried=self._tried)
+        return explained(code, message, node=self._node, tried=self._tried)

@@ -30,6 +30,7 @@ class Warden:
     def __init__(self, given, folder):
         self.given, self.folder = given, folder
         self.process, self.port, self.doors = None, None, []
+        self.more, self.words = {}, []  # options that are known here only, and words for its command line
 
     def begin(self):
         given = self.given
@@ -51,6 +52,7 @@ class Warden:
         chosen.close()
         options = dict(
             self.given["options"],
+            **self.more,
             **{
                 "dir": self.folder,
                 "enable-rpc": "true",
@@ -66,8 +68,9 @@ class Warden:
             out.write("".join("%s=%s\n" % pair for pair in sorted(options.items())))
         with open(os.path.join(self.folder, "log"), "wb") as log:
             self.process = subprocess.Popen(
-                ["aria2c", "--conf-path=" + conf], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
-            )
+                ["aria2c", "--conf-path=" + conf, *self.words],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+            )  # fmt: skip
 
     def answer(self, question):
         if question == b"doors":

@@ -1,0 +1,40 @@
+"""torrent joins the suite of the contract, with each of the clients that a node may have."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from rrmove.testing import TransportSuite
+from rrmove_plugins.torrent import Torrent
+from tests.plugins.swarm import node_has_libtorrent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytest.importorskip("libtorrent")
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(shutil.which("aria2c") is None, reason="no aria2c here")
+class TestTorrentAria2c(TransportSuite):
+    """All of it, with aria2c on the node, which is slow to begin; test_torrent.py has a sample."""
+
+    settings: ClassVar[Mapping[str, object]] = {"torrent.client": "aria2c"}
+
+    @pytest.fixture
+    def transport(self) -> Torrent:
+        return Torrent()
+
+
+@pytest.mark.skipif(not node_has_libtorrent(), reason="no python3-libtorrent here")
+class TestTorrentLibtorrent(TransportSuite):
+    """All of it, with libtorrent on the node."""
+
+    settings: ClassVar[Mapping[str, object]] = {"torrent.client": "libtorrent"}
+
+    @pytest.fixture
+    def transport(self) -> Torrent:
+        return Torrent()
