@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         Attempt,
         Estimate,
         Node,
+        Offer,
         Options,
         Outcome,
         Plan,
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
     from rrmove.remote import RemotePart
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
-    from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
+    from rrmove.transport import API_VERSION, Capabilities, Giver, Job, Landing, Limiter, Siblings, Transport
     from rrmove.units import Rate, Size
 
 _HOMES = {
@@ -113,6 +114,7 @@ _HOMES = {
         "Attempt",
         "Estimate",
         "Node",
+        "Offer",
         "Options",
         "Outcome",
         "Plan",
@@ -134,7 +136,7 @@ _HOMES = {
     "remote": ("RemotePart",),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
-    "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
+    "transport": ("API_VERSION", "Capabilities", "Giver", "Job", "Landing", "Limiter", "Siblings", "Transport"),
     "units": ("Rate", "Size"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -165,6 +167,7 @@ __all__ = [
     "Fatal",
     "FilePart",
     "Finished",
+    "Giver",
     "IntegrityError",
     "Inventory",
     "Job",
@@ -180,6 +183,7 @@ __all__ = [
     "NoLogin",
     "NoRouteError",
     "Node",
+    "Offer",
     "Options",
     "Outcome",
     "Plan",
@@ -203,6 +207,7 @@ __all__ = [
     "Serving",
     "Session",
     "Settings",
+    "Siblings",
     "Size",
     "Source",
     "Step",

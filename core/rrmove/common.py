@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rrmove.manifest import Manifest
     from rrmove.model import Node, Options
+    from rrmove.siblings.batch import Siblings
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class Common:
         self.began = time.monotonic()
         self.limit = TokenBucket(options.limit_rate, sharers=sharers)
         self.limiters: dict[str, TokenBucket] = {}
+        self.siblings: Siblings | None = None  # where the same file goes to several nodes
         self._sha256 = options.sha256
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 from rrmove.errors import NoRouteError, UsageError
-from rrmove.estimate import estimate, link_of
+from rrmove.estimate import THROUGH_US, Sharing, estimate, link_of
 from rrmove.model import Plan, Refusal, Remote, Step
 from rrmove.probe import CLEAN, PORTS, REACH
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rrmove.probe import Facts
     from rrmove.transport import Capabilities, Transport
 
+NOBODY = "no other node is known that gets this file now and passes it on"
 FLOOR = "chunked"  # needs one open port and nothing installed: leads where nothing else is finite
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -35,12 +36,14 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
     missing: int | None = None,
     problems: Mapping[str, str] = _NONE,
     seen: Sequence[Life] = (),
+    uplink: float | None = None,
 ) -> Plan:
     """Rank the transports by the seconds they are expected to take; ties by name.
 
     `missing` are the bytes that are not on the node yet (default: all of them); `problems` are
     the plugins that could not be loaded, with the reason; `seen` the connections that this very
-    move has lost. A transport that would never finish comes after all that would. Refused is one
+    move has lost; `uplink` what our own line was seen to carry, in bytes a second, which all of the request's
+    audience share. A transport that would never finish comes after all that would. Refused is one
     whose routes were all seen shut, and one whose `refuse` raises or answers nonsense, with what it
     said. Raises UsageError where the options name a transport that does not exist. The plan may be
     empty: see `require_route`.
@@ -75,6 +78,7 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 transport=name,
                 knowledge=knowledge,
                 seen=way[1],
+                sharing=_sharing(way[0], request, uplink),
             )
             expected = replace(expected, note=_WAYS.get(way[0], "") + expected.note)
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
@@ -86,6 +90,14 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
     ranking.sort(key=lambda ranked: (ranked[1].transport in through_us, ranked[0]))
     refusals.sort(key=lambda refusal: refusal.transport)
     return Plan(tuple(step for _, step in ranking), tuple(refusals))
+
+
+def _sharing(route: Route, request: Request, uplink: float | None) -> Sharing:
+    """Say how the others who get the file at the same time bear on a route."""
+    elsewhere = request.options.mirrors or isinstance(request.source, Remote)
+    through_us = route in THROUGH_US or (route == "web" and not elsewhere)
+    audience = request.audience if through_us or route == "swarm" else 1
+    return Sharing(audience=audience, uplink=uplink, limit_rate=request.options.limit_rate, offer=request.offer)
 
 
 def require_route(plan: Plan, node: Node) -> Plan:
@@ -128,6 +140,9 @@ def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
             return f"port {node.ports.data} of the node is {state}"
         return None if state is None else False  # refused: nothing listens there yet
     elsewhere = request.options.mirrors or isinstance(request.source, Remote)
+    if route == "sibling":
+        offer = request.offer
+        return False if offer is not None and offer.giver is not None else offer.why if offer else NOBODY
     if route == "reverse" or (route == "web" and not elsewhere):
         reach = facts.get(REACH)
         return None if reach is None else not reach and "the node cannot reach us"
