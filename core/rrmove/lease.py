@@ -79,7 +79,8 @@ class Lease:
         """Start a program; `duty` is its text behind that of `leased.py`, and ends in a call of `main()`.
 
         `given` reaches it on stdin, so it may hold secrets. One that only `reads` may have a part file open
-        while the core looks after that. Raises Unusable where it cannot start. A start whose answer is lost is repeated; the first one ends when its lease does.
+        while the core looks after that. Raises Unusable where it cannot start. A start whose answer is lost
+        is repeated; the first one ends when its lease does.
         """
         text = text_of("rrmove.ssh", "leased.py") + "\n" + duty
         said = await run_text(session, text, {**given, "lease": seconds}, timeout=STARTING, reads=reads)

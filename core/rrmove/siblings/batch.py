@@ -146,11 +146,11 @@ class Seat:
                 self.fed()
                 self.opens()
                 return Offer(why="it is fed first, the others pull from it", first=True)
-            giver = await self._look(now)
-            if giver is not None:
-                return self._offer(members[giver])
+            if await self._look(now, choice.ROOM) is not None:
+                break
             await asyncio.sleep(LOOK)
-        return Offer(why=self._in_vain())
+        giver = self._take(choice.CROWD)  # where nobody has room, a crowd is better than our line
+        return Offer(why=self._in_vain()) if giver is None else self._offer(members[giver])
 
     def fed(self) -> None:
         """Note that this node is fed by us from now on."""
@@ -218,14 +218,20 @@ class Seat:
 
     # Looking
 
-    async def _look(self, now: float) -> str | None:
+    async def _look(self, now: float, room: int = choice.CROWD) -> str | None:
         """Try the doors that are open, have another one opened where none will do, and give the giver."""
         me, members = self.me, self.among.members
         if fresh := choice.untried(members, me, now):
             await asyncio.gather(*(self._try(key) for key in fresh))
-        found = choice.giver_for(members, me, time.monotonic())
+        found = self._take(room)
         if found is None and (key := choice.next_door(members, me, now)) is not None:
             self.among.seats[key].opens()
+        return found
+
+    def _take(self, room: int) -> str | None:
+        """Choose a giver of those that were reached, and sit down there."""
+        me = self.me
+        found = choice.giver_for(self.among.members, me, time.monotonic(), room)
         if found is not None and me.stage == "seeking":
             me.upstream, me.stage, me.since = found, "pulling", time.monotonic()
         return found

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 # Chosen: a giver's line is shared by all of its pullers; they pull as the file comes in, so a chain costs no more than
 # a chunk's time for each of its links, and 4 * 4 * 4 nodes are within three.
-ROOM = 4  # pullers of a giver
+ROOM = 4  # pullers of a giver, where there is another one
+CROWD = 16  # where there is none: as many as moves are at work; a data centre's line is many times an uplink
 # Connections are cut every four to eight seconds in the field, and are back within two: who has not moved for longer
 # than this is not between two connections.
 STALL = 5.0  # s
@@ -114,7 +115,7 @@ def depends(members: Mapping[str, Member], one: str, other: str) -> bool:
     return False
 
 
-def giver_for(members: Mapping[str, Member], me: Member, now: float) -> str | None:
+def giver_for(members: Mapping[str, Member], me: Member, now: float, room: int = CROWD) -> str | None:
     """Choose whom a node pulls from, of those that it was seen to reach; the one that it has, where that will do."""
     able = [
         each
@@ -124,12 +125,13 @@ def giver_for(members: Mapping[str, Member], me: Member, now: float) -> str | No
         and me.reached.get(each.key)
         and (each.key, each.serial) not in me.barred
         and not depends(members, each.key, me.key)
-        and (me.upstream == each.key or pullers(members.values(), each.key) < ROOM)
+        and (me.upstream == each.key or pullers(members.values(), each.key) < room)
     ]
     stages: Sequence[Stage] = ("whole", "fed", "pulling")
     able.sort(
         key=lambda each: (
             me.upstream != each.key,
+            pullers(members.values(), each.key) >= ROOM,
             stages.index(each.stage),
             pullers(members.values(), each.key),
             *each.rank,

@@ -14,7 +14,7 @@ addresses under which the node knows itself. Without a file it only listens, so 
 
 
 # The one-shot server's text, and leased.py's, stand before this one: their imports and classes are there.
-class Given(Visit):
+class Given(Visit):  # type: ignore[name-defined, misc]
     def get(self, method, fields):
         server = self.server
         spans = [(0, server.size)] if server.whole else written(server.fd, server.size)
