@@ -87,6 +87,8 @@ class Run:
         await self.look()
         self.judging = asyncio.create_task(self._judge())
         self.aside.append(self.judging)
+        if self.setting.seat is not None and self.landing.place.size == self.manifest.size:
+            self.setting.seat.checks()
         if await self.landing.arrived():
             await self.judging
             self._has_it(self.landing.place.target)

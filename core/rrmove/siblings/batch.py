@@ -61,7 +61,7 @@ class Siblings:
     def see(self, event: Event) -> None:
         """Take one event of any of the moves into account."""
         for member in self.members.values():
-            if member.name != event.node or member.stage in {"coming", "whole", "gone"}:
+            if member.name != event.node or member.stage in {"coming", "checking", "whole", "gone"}:
                 continue
             match event:
                 case Progressed():
@@ -114,7 +114,7 @@ class Seat:
     hosts: dict[str, str] = field(default_factory=dict)  # by which each giver was reached
     lost: float | None = None  # since when there is no giver
     feeds: str = ""  # the route by which it is fed
-    served: float = 0.0
+    asked: asyncio.Event = field(default_factory=asyncio.Event)  # to look after our own giver now
 
     # From the straight line
 
@@ -123,10 +123,14 @@ class Seat:
         me, now = self.me, time.monotonic()
         self.session, self.node, self.facts, self.file = session, node, facts, file
         me.promise, me.size = choice.promise_of(me.hub, node.ports, facts.get(PORTS)), size
-        if me.stage == "coming":
+        if me.stage in {"coming", "checking"}:
             me.stage, me.since = "seeking", now
         if self.among.first_seen is None:
             self.among.first_seen = now
+
+    def checks(self) -> None:
+        """Note that a file of this size is there, and is being looked at: it may be the one."""
+        self.me.stage = "checking"
 
     def able(self) -> str | None:
         """Say why this node can neither give nor pull; None where it can, as far as is known."""
@@ -214,7 +218,8 @@ class Seat:
         """Note that a giver has let this node down; it is not given again before it was started anew."""
         for key, seat in self.among.seats.items():
             if seat.door is not None and seat.door.endpoint == giver.endpoint:
-                self.me.barred.add((key, self.among.members[key].serial))
+                self.me.barred.setdefault((key, self.among.members[key].serial), time.monotonic())
+                seat.asked.set()  # it may have been killed: then it is started anew
 
     # Looking
 
@@ -270,9 +275,7 @@ class Seat:
         """Open the door and keep it open; anew where the giver has ended, as somebody may have killed it."""
         me, node = self.me, self.node
         assert node is not None
-        ports = choice.ports_for(
-            node.ports, self.facts.get(PORTS) if self.facts else None, data=self.feeds != "direct"
-        )
+        ports = choice.ports_for(node.ports, self.facts.get(PORTS) if self.facts else None, data=self.feeds != "direct")
         try:
             for _ in range(1 + REOPENED):
                 self.door = await open_door(session, self.file, me.size, ports)
@@ -280,7 +283,10 @@ class Seat:
                 try:
                     while True:
                         await self.door.renew(whole=me.stage == "whole")
-                        await asyncio.sleep(RENEW)
+                        self.asked.clear()
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(RENEW):
+                                await self.asked.wait()
                 except LeaseLost:
                     me.door = "opening"
         except RRMoveError:

@@ -28,10 +28,11 @@ CROWD = 16  # where there is none: as many as moves are at work; a data centre's
 STALL = 5.0  # s
 SEEKING = 1.0  # s that a node looks for a giver before it is fed like any other
 BETTER = 0.3  # s that everyone waits for a node with a port that was seen open, where there may be one
+HEAL = 1.5  # s for a giver that was killed to be started anew, while its node goes on
 HEIR = 2.5  # s for the next one to be fed to open its door, and for the others to try it
-WORTH = 1.0  # s that the uplink needs for all of it, below which looking for givers does not pay
+WORTH = 0.5  # s that the uplink needs for all of it, below which looking for givers does not pay: that takes some 0.3 s
 
-Stage = Literal["coming", "seeking", "pulling", "fed", "whole", "gone"]
+Stage = Literal["coming", "checking", "seeking", "pulling", "fed", "whole", "gone"]
 
 
 @dataclass(slots=True)
@@ -56,7 +57,7 @@ class Member:
     door: Literal["shut", "opening", "open", "broken"] = "shut"
     serial: int = 0
     reached: dict[str, bool] = field(default_factory=dict)
-    barred: set[tuple[str, int]] = field(default_factory=set)
+    barred: dict[tuple[str, int], float] = field(default_factory=dict)  # since when
     upstream: str | None = None
     due: float | None = None
 
@@ -168,13 +169,15 @@ def next_door(members: Mapping[str, Member], me: Member, now: float) -> str | No
 def is_first(members: Mapping[str, Member], me: Member, now: float, *, first_seen: float) -> bool:
     """Tell whether a node that seeks should be fed now: nobody has anything, and it is the best of those there are.
 
-    `first_seen` is when the first of them was ready. Hubs that are still on their way are waited for, and so is, for a
-    moment, a node with a port that was seen open.
+    `first_seen` is when the first of them was ready. Hubs that are still on their way are waited for, so are those that
+    look whether the file that they have is this one, and, for a moment, a node with a port that was seen open.
     """
     if any(each.key != me.key and each.moves(now) for each in members.values()):
         return False
     coming = [each for each in members.values() if each.stage == "coming"]
     if not me.hub and any(each.hub for each in coming):
+        return False
+    if any(each.stage == "checking" for each in members.values()):
         return False
     if me.promise > 1 and coming and now - first_seen < BETTER:
         return False
@@ -189,8 +192,8 @@ def is_heir(members: Mapping[str, Member], me: Member, now: float) -> bool:
     """
     for each in members.values():
         if each.key != me.key and each.stage in {"fed", "whole"} and each.moves(now) and each.door != "broken":
-            tried = each.key in me.reached and (not me.reached[each.key] or (each.key, each.serial) in me.barred)
-            if not tried:
+            since = me.barred.get((each.key, each.serial), now)
+            if each.key not in me.reached or (me.reached[each.key] and now - since < HEAL):
                 return False
     orphans = [
         each
