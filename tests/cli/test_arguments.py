@@ -50,7 +50,7 @@ PARSED: list[tuple[str, Command]] = [
     ("auto f gpu --json -q", AutoCommand(source="f", targets=("gpu",), output=Output(json=True, quiet=True))),
     ("auto f gpu --verbose", AutoCommand(source="f", targets=("gpu",), output=Output(verbose=True))),
     ("auto -- -f gpu", AutoCommand(source="-f", targets=("gpu",))),
-    ("plan f gpu --json", PlanCommand(source="f", target="gpu", output=Output(json=True))),
+    ("plan f gpu --json", PlanCommand(source="f", targets=("gpu",), output=Output(json=True))),
     ("probe a b", ProbeCommand(nodes=("a", "b"))),
     ("plugins -v", PluginsCommand(output=Output(verbose=True))),
     ("nodes --names", NodesCommand(names=True)),

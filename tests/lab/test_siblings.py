@@ -1,11 +1,10 @@
-"""Nodes that get the same file pass it on to one another: our line carries it once, and whoever dies holds up nobody."""
+"""Nodes that get the same file pass it on to one another: our line carries it once, whoever dies holds up nobody."""
 
 from __future__ import annotations
 
 import json
 import re
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -109,22 +108,26 @@ def test_a_node_that_has_the_file_is_all_that_the_others_need(here: Lab, source:
     done = spread(here, source, "left", "middle", "right", hub="right")
     assert done.code == 0, done.err
     assert {here.sha256(name, TARGET) for name in ("left", "middle", "right")} == {source.digest}
-    print(ways(done), (here.bytes_sent() - before) / source.size)
+    assert ways(done) == {"left": [], "middle": ["sibling"], "right": ["sibling"]}
+    assert here.bytes_sent() - before < source.size / 4
 
 
-def test_a_hub_that_dies_midway_is_named_and_everyone_else_has_the_file(here: Lab, source: File) -> None:
+def test_a_hub_that_dies_midway_is_not_waited_for(here: Lab, source: File) -> None:
     with Running(here, source, places(*NODES), *tagged(here)) as move:
         move.until(0.3)
         here.stop_sshd("hub")
-        done = move.done(100)
-    here.start_sshd("hub")
-    assert done.code == 1, done.err
-    assert {name for name, end in ends(done).items() if not end["ok"]} == {"hub"}
-    assert "rrmove: hub: " in done.err
-    for name in NODES[:3]:
-        assert here.sha256(name, TARGET) == source.digest
-        assert not parts(here, name)
-    print({name: end["seconds"] for name, end in ends(done).items()}, ways(done))
+        try:
+            assert here.sha256("hub", TARGET) is None
+            rest = NODES[:3]
+            wait_until(lambda: all(here.sha256(name, TARGET) == source.digest for name in rest), 40, "the others")
+        finally:
+            here.start_sshd("hub")
+        done = move.done(90)
+    # It is back, and goes on where it was
+    assert done.code == 0, done.err
+    assert here.sha256("hub", TARGET) == source.digest
+    assert any("chunked" in ways(done)[name] for name in rest), "one of them had to be fed in its place"
+    assert not any(parts(here, name) for name in NODES)
 
 
 def test_a_giver_that_is_killed_holds_up_nobody(here: Lab, source: File) -> None:
@@ -137,7 +140,6 @@ def test_a_giver_that_is_killed_holds_up_nobody(here: Lab, source: File) -> None
         done = move.done(60)
     assert done.code == 0, done.err
     assert {here.sha256(name, TARGET) for name in NODES} == {source.digest}
-    print({end["node"]: end["seconds"] for end in done.last["nodes"]}, ways(done))
 
 
 def test_nothing_of_ours_outlives_us_and_no_token_is_seen(here: Lab, source: File) -> None:
@@ -146,8 +148,6 @@ def test_nothing_of_ours_outlives_us_and_no_token_is_seen(here: Lab, source: Fil
         seen = [line for name in NODES for line in here.processes(name)]
         assert any("RRMOVE" in line or "python3 -I" in line for line in seen)
         move.tell(signal.SIGKILL)
-        killed = time.monotonic()
     # A token has 43 characters of base64 in one piece; what is run there comes on stdin
     assert not [line for line in seen if re.search(r"[A-Za-z0-9_-]{40,}", line)], seen
     wait_until(lambda: not any(here.processes(name) for name in NODES), 5.0, "givers and pullers to end")
-    print(time.monotonic() - killed)
