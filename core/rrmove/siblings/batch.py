@@ -144,8 +144,8 @@ class Seat:
         me, members = self.me, self.among.members
         if why := self.able():
             return Offer(why=why)
-        until = time.monotonic() + choice.SEEKING
-        while (now := time.monotonic()) < until:
+        began = time.monotonic()
+        while (now := time.monotonic()) - began < choice.patience(members, me, now):
             if choice.is_first(members, me, now, first_seen=self.among.first_seen or now):
                 self.fed()
                 self.opens()

@@ -27,6 +27,7 @@ CROWD = 16  # where there is none: as many as moves are at work; a data centre's
 # than this is not between two connections.
 STALL = 5.0  # s
 SEEKING = 1.0  # s that a node looks for a giver before it is fed like any other
+OPENING = 3.0  # s for a door that is being opened: a busy node takes as long to start a Python
 BETTER = 0.3  # s that everyone waits for a node with a port that was seen open, where there may be one
 HEAL = 1.5  # s for a giver that was killed to be started anew, while its node goes on
 HEIR = 2.5  # s for the next one to be fed to open its door, and for the others to try it
@@ -164,6 +165,12 @@ def next_door(members: Mapping[str, Member], me: Member, now: float) -> str | No
         and not depends(members, each.key, me.key)
     ]
     return min(able, key=lambda each: each.rank).key if able else None
+
+
+def patience(members: Mapping[str, Member], me: Member, now: float) -> float:
+    """Say how long a node looks for a giver: longer where a door that it may go through is just being opened."""
+    opening = any(each.door == "opening" and each.moves(now) for each in members.values() if each.key != me.key)
+    return OPENING if opening and not any(me.reached.values()) else SEEKING
 
 
 def is_first(members: Mapping[str, Member], me: Member, now: float, *, first_seen: float) -> bool:
