@@ -80,7 +80,7 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 seen=way[1],
                 sharing=_sharing(way[0], request, uplink),
             )
-            expected = replace(expected, note=_WAYS.get(way[0], "") + expected.note)
+            expected = replace(expected, note=_words_of(way[0], request) + expected.note)
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
         except Exception as error:  # noqa: BLE001 - it is a guest, and must not end the plan
             refusals.append(Refusal(name, f"its capabilities are unusable: {_said(error)}"))
@@ -116,6 +116,13 @@ def require_route(plan: Plan, node: Node) -> Plan:
 _WAYS: Mapping[Route, str] = MappingProxyType(
     {"direct": "into the node's data port: ", "reverse": "the node pulls from us: "}
 )
+
+
+def _words_of(route: Route, request: Request) -> str:
+    """Say by which way it goes, where that is not plain from the transport."""
+    if route == "sibling" and request.offer is not None:
+        return f"pulled from {request.offer.giver} as that has it: "
+    return _WAYS.get(route, "")
 
 
 def _way(capabilities: Capabilities, request: Request, facts: Facts) -> tuple[Route, bool] | str:

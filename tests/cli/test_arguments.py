@@ -84,7 +84,7 @@ REFUSED = [
     ("auto f gpu --only a,,b", "'a,,b' is no list of names", "a,b"),
     ("auto f gpu --only a,b --without b", "b is in --only and in --without", "one of them"),
     ("auto f gpu --ssh putty", "putty", "rrmove auto --help"),
-    ("plan f a b", "out of place: b", "rrmove plan --help"),
+    ("clean a b", "out of place: b", "rrmove clean --help"),
     ("probe", "missing: NODE", "rrmove probe --help"),
     ("demo --size 0", "'0' is nothing to move", "64M"),
     ("completion cmd", "cmd", "rrmove completion --help"),

@@ -53,21 +53,19 @@ async def _look(command: PlanCommand, source: Path | Remote, node: Node, invento
 
 def wishes(command: PlanCommand, inventory: Inventory) -> Wishes:
     """Put a command's options into a call's words."""
-    from rrmove.moving import Wishes
-
     access, options = command.access, command.options
-    return Wishes(
-        only=options.only,
-        without=options.without,
-        limit_rate=options.limit_rate,
-        deadline=options.deadline,
-        sha256=options.sha256,
-        settings={each.name: each.value for each in options.settings},
-        plugins=options.plugins,
-        mirrors=options.mirrors,
-        inventory=inventory,
-        ssh=access.ssh,
-    )
+    return {
+        "only": options.only,
+        "without": options.without,
+        "limit_rate": options.limit_rate,
+        "deadline": options.deadline,
+        "sha256": options.sha256,
+        "settings": {each.name: each.value for each in options.settings},
+        "plugins": options.plugins,
+        "mirrors": options.mirrors,
+        "inventory": inventory,
+        "ssh": access.ssh,
+    }
 
 
 def describe(seen: Preview) -> Iterator[str]:

@@ -14,20 +14,25 @@ addresses under which the node knows itself. Without a file it only listens, so 
 
 
 # The one-shot server's text, and leased.py's, stand before this one: their imports and classes are there.
-class Given(Visit):  # type: ignore[name-defined, misc]
-    def get(self, method, fields):
-        server = self.server
-        spans = [(0, server.size)] if server.whole else written(server.fd, server.size)
-        if "x-have" in fields:
-            body = json.dumps({"whole": server.whole, "spans": spans}).encode("ascii")
-            self.answer(200, [("Content-Type", "application/json")], body)
-            return
-        wanted = span_of(fields.get("range", ""), server.size)
-        start, stop = wanted or (0, server.size)
-        if not any(first <= start and stop <= last for first, last in spans):
-            self.answer(503, [("Retry-After", "1")])
-            return
-        Visit.get(self, method, fields)
+def visitor():
+    """The one-shot server's kind of visit, for a file that may still be growing."""
+
+    class Given(Visit):
+        def get(self, method, fields):
+            server = self.server
+            spans = [(0, server.size)] if server.whole else written(server.fd, server.size)
+            if "x-have" in fields:
+                body = json.dumps({"whole": server.whole, "spans": spans}).encode("ascii")
+                self.answer(200, [("Content-Type", "application/json")], body)
+                return
+            wanted = span_of(fields.get("range", ""), server.size)
+            start, stop = wanted or (0, server.size)
+            if not any(first <= start and stop <= last for first, last in spans):
+                self.answer(503, [("Retry-After", "1")])
+                return
+            Visit.get(self, method, fields)
+
+    return Given
 
 
 def written(fd, size):
@@ -64,7 +69,7 @@ class Give:
                 fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             context = context_of(given["certificate"], given["key"])
             server = OneShot(fd, given["path"], given["token"], listener, context=context)
-            server.visitor, server.whole, server.size = Given, False, given["size"]
+            server.visitor, server.whole, server.size = visitor(), False, given["size"]
             self.server = server
             threading.Thread(target=server.serve, daemon=True).start()
         except OSError as error:
