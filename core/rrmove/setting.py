@@ -140,11 +140,14 @@ class Setting:
             told = settled(registry.transports, (*node.settings, *options.settings), problems=registry.refusals)
             request = replace(request, settings=told)
             request = replace(request, node=await shared.hooks.addressed(request.node))
+            seat = shared.siblings.seat(node) if shared.siblings is not None else None
             try:
                 yield cls(request, session, registry, shared, Experience(), limiter, on_event)
-                if shared.siblings is not None and shared.siblings.seat(node).gives:
-                    shared.siblings.keep(stack.pop_all())
             finally:
+                if shared.siblings is not None and seat is not None and seat.gives:
+                    shared.siblings.keep(stack.pop_all())  # others still pull from there
+                elif seat is not None:
+                    await seat.leaves()
                 if shared is not common:
                     await shared.close()
 

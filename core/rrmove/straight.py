@@ -154,6 +154,7 @@ class Run:
         limits = (self.setting.uplink() or UNKNOWN_RATE, request.options.limit_rate)
         if not worth(missing, request.audience, min(filter(None, limits))):
             return
+        seat.feeds = self.setting.registry.transports[self.plan.steps[0].transport].capabilities.route
         offer = await seat.seek()
         # Who is fed so that the others can pull shares our line with nobody.
         audience = 1 if offer.first else request.audience

@@ -124,7 +124,11 @@ def test_ports_that_were_seen_open_come_first(
     assert choice.promise_of(False, Ports(), seen) == promise
     assert choice.promise_of(True, Ports(), seen) == 0
     assert choice.ports_for(Ports(), seen, data=True) == ports
-    assert 8780 not in choice.ports_for(Ports(), seen, data=False)
+
+
+def test_the_data_port_is_left_to_what_feeds_the_node_where_there_is_another_one() -> None:
+    assert choice.ports_for(Ports(), {8780: "open", 6881: "refused"}, data=False) == [6881, 8780, 0]
+    assert choice.ports_for(Ports(), {8780: "open", 6881: "filtered"}, data=False) == [8780, 6881, 0]
 
 
 @pytest.mark.parametrize(

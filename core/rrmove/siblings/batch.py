@@ -41,7 +41,6 @@ class Siblings:
     def __init__(self, nodes: Iterable[Node]) -> None:
         self.members: dict[str, Member] = {}
         self.seats: dict[str, Seat] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
         self._kept: list[AsyncExitStack] = []
         self.first_seen: float | None = None
         for order, node in enumerate(nodes):
@@ -84,18 +83,9 @@ class Siblings:
         """Keep what a move leaves open, until the batch ends: a giver lives on it."""
         self._kept.append(stack)
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside the moves."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def close(self) -> None:
         """End all givers, and the logins that were kept for them; a repeat does nothing."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(seat.leaves() for seat in self.seats.values()))
         kept, self._kept = self._kept, []
         await asyncio.gather(*(stack.aclose() for stack in kept), return_exceptions=True)
 
@@ -114,6 +104,7 @@ class Seat:
     hosts: dict[str, str] = field(default_factory=dict)  # by which each giver was reached
     lost: float | None = None  # since when there is no giver
     feeds: str = ""  # the route by which it is fed
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
     asked: asyncio.Event = field(default_factory=asyncio.Event)  # to look after our own giver now
 
     # From the straight line
@@ -184,7 +175,20 @@ class Seat:
         """Open this node's door, in the background; a repeat does nothing."""
         if self.me.door == "shut" and self.session is not None:
             self.me.door = "opening"
-            self.among.begin(self._keep_open(self.session))
+            self._begin(self._keep_open(self.session))
+
+    async def leaves(self) -> None:
+        """End the giver, and all else that uses the login; a repeat does nothing."""
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.session = None
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     @property
     def gives(self) -> bool:
@@ -204,7 +208,7 @@ class Seat:
                 self.fed()
                 self.opens()
                 raise Unusable(f"nobody passes it on any more: {self._in_vain()}", node=me.name)
-            self.among.begin(self._look_again(now))
+            self._begin(self._look_again(now))
             return None
         self.lost = None
         if chosen != me.upstream:

@@ -87,9 +87,12 @@ def promise_of(hub: bool, ports: Ports, seen: Mapping[int, PortState] | None) ->
 def ports_for(ports: Ports, seen: Mapping[int, PortState] | None, *, data: bool) -> list[int]:
     """Order the ports that a giver tries to listen on: those seen to be let in first, and any other last.
 
-    `data` is false where the node's data port is wanted by what feeds it.
+    `data` is false where the node's data port is wanted by what feeds it: then the other one comes first, if it was
+    seen to be let in as well. Else a giver that is reached is worth more than the quicker way to the one that is fed.
     """
-    wanted = [port for port in (*((ports.data,) if data else ()), ports.torrent) if port]
+    wanted = [port for port in (ports.data, ports.torrent) if port]
+    if not data and (seen or {}).get(ports.torrent) in {"open", "refused"}:
+        wanted.reverse()
     shut = {port for port in wanted if (seen or {}).get(port) in {"filtered", "unreachable"}}
     return [*(port for port in wanted if port not in shut), *sorted(shut), 0]
 
