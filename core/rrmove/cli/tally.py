@@ -33,7 +33,8 @@ class Tally:
     """The state of one move; `see()` every event of it.
 
     `durable` bytes of `size` (0 where nobody knows it yet) are on the node, `begun` says that an attempt was started,
-    `committed` that the file took its name, `losses` counts the connections that died, `giver` is the sibling that it waits for.
+    `committed` that the file took its name, `losses` counts the connections that died; `giver` is the sibling that is
+    waited for.
     """
 
     stage: Stage = "connecting"
