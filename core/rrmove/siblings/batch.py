@@ -32,6 +32,7 @@ HUB = "hub"  # the tag of nodes that are fed first
 RENEW = 0.7  # s between two words to a giver: several within its lease, whatever a busy line does to one of them
 REOPENED = 5  # times that a giver which has ended is started anew
 SERVERS = 4  # nodes that had the file already and give it: each has room for four, and they for four more
+ENDING = 1.0  # s that a giver is given to hear that it should end
 LOOK = 0.05  # s between two looks while a node seeks
 
 
@@ -297,10 +298,11 @@ class Seat:
             pass  # the node is gone, or cannot: its own move says so, and the others find another giver
         finally:
             me.door = "broken"
-            if self.door is not None:
-                with contextlib.suppress(RRMoveError, asyncio.CancelledError):
-                    async with asyncio.timeout(1.0):
-                        await asyncio.shield(self.door.lease.end())
+            if self.door is not None:  # where the node is gone, the lease ends it
+                ending = asyncio.create_task(self.door.lease.end())
+                await asyncio.wait({ending}, timeout=ENDING)
+                ending.cancel()
+                await asyncio.gather(ending, return_exceptions=True)
 
 
 def _key(node: Node) -> str:
