@@ -273,7 +273,8 @@ class Offer:
 
     `giver` is the node that this one was seen to reach, None where there is none: `why` says in a clause what
     was in the way. `remaining` are the seconds until the giver has all of it, `rate` is in bytes a second where the way
-    between them is known. `first` says that this node is fed first, so that others can pull from it.
+    between them is known. `first` says that this node is fed first, so that others can pull from it, `listens` that its
+    data port is taken by that.
     """
 
     giver: str | None = None
@@ -281,6 +282,7 @@ class Offer:
     rate: float | None = None
     why: str = ""
     first: bool = False
+    listens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

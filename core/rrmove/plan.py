@@ -141,6 +141,8 @@ def _way(capabilities: Capabilities, request: Request, facts: Facts) -> tuple[Ro
 def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
     """Say why a route leads nowhere: False where it was seen open, None where nobody has looked."""
     node = request.node
+    if route == "direct" and request.offer is not None and request.offer.listens:
+        return f"port {node.ports.data} of the node is where others pull the file from"
     if route == "direct":
         state = (facts.get(PORTS) or {}).get(node.ports.data)
         if state in {"filtered", "unreachable"}:

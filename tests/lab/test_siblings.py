@@ -93,6 +93,7 @@ def test_our_line_carries_a_file_once_and_strangers_get_it_as_well(here: Lab, so
     nothing_runs(here, *NODES)
 
 
+@pytest.mark.campaign
 def test_whoever_cannot_be_reached_costs_no_more_than_a_second(here: Lab, source: File) -> None:
     done = spread(here, source, "walled", "shut")
     assert done.code == 0, done.err

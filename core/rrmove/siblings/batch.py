@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rrmove.errors import RRMoveError, TransportError, Unusable
-from rrmove.events import AttemptFailed, Finished, Progressed
+from rrmove.events import Finished, Progressed
 from rrmove.lease import LeaseLost
 from rrmove.model import Offer
 from rrmove.probe import PORTS, TOOLS
@@ -67,10 +67,8 @@ class Siblings:
                 case Progressed():
                     if event.durable > member.durable:
                         member.durable, member.moved = event.durable, time.monotonic()
-                case AttemptFailed() | Finished():
-                    if member.stage == "fed" or isinstance(event, Finished):
-                        member.moved = member.since = 0.0  # nothing is to be expected of it until it moves again
-                        member.stage = "gone" if isinstance(event, Finished) else member.stage
+                case Finished():
+                    member.stage = "gone"
                 case _:
                     pass
 
@@ -141,7 +139,9 @@ class Seat:
             if choice.is_first(members, me, now, first_seen=self.among.first_seen or now):
                 self.fed()
                 self.opens()
-                return Offer(why="it is fed first, the others pull from it", first=True)
+                return Offer(
+                    why="it is fed first, the others pull from it", first=True, listens=self._takes_data_port()
+                )
             if await self._look(now, choice.ROOM) is not None:
                 break
             await asyncio.sleep(LOOK)
@@ -262,6 +262,17 @@ class Seat:
                 self.hosts[key] = host
                 self.me.reached[key] = True
 
+    def _ports(self) -> list[int]:
+        assert self.node is not None
+        seen = self.facts.get(PORTS) if self.facts else None
+        return choice.ports_for(self.node.ports, seen, data=self.feeds != "direct")
+
+    def _takes_data_port(self) -> bool:
+        """Tell whether the giver will listen where http would send to: not where somebody listens already."""
+        assert self.node is not None
+        data, seen = self.node.ports.data, self.facts.get(PORTS) if self.facts else None
+        return self._ports()[0] == data and (seen or {}).get(data) != "open"
+
     def _offer(self, giver: Member) -> Offer:
         left = 0.0 if giver.stage == "whole" or giver.due is None else max(0.0, giver.due - time.monotonic())
         return Offer(giver=giver.name, remaining=left)
@@ -278,12 +289,10 @@ class Seat:
 
     async def _keep_open(self, session: Session) -> None:
         """Open the door and keep it open; anew where the giver has ended, as somebody may have killed it."""
-        me, node = self.me, self.node
-        assert node is not None
-        ports = choice.ports_for(node.ports, self.facts.get(PORTS) if self.facts else None, data=self.feeds != "direct")
+        me = self.me
         try:
             for _ in range(1 + REOPENED):
-                self.door = await open_door(session, self.file, me.size, ports)
+                self.door = await open_door(session, self.file, me.size, self._ports())
                 me.door, me.serial = "open", me.serial + 1
                 try:
                     while True:
