@@ -27,11 +27,13 @@ CROWD = 16  # where there is none: as many as moves are at work; a data centre's
 # than this is not between two connections.
 STALL = 5.0  # s
 SEEKING = 1.0  # s that a node looks for a giver before it is fed like any other
+TRYING = 0.5  # s that a node tries to connect; a SYN that was lost is sent again after 1 s, round trips are 0.3 at most
 OPENING = 3.0  # s for a door that is being opened: a busy node takes as long to start a Python
 BETTER = 0.3  # s that everyone waits for a node with a port that was seen open, where there may be one
 HEAL = 1.5  # s for a giver that was killed to be started anew, while its node goes on
 HEIR = 2.5  # s for the next one to be fed to open its door, and for the others to try it
-WORTH = 0.5  # s that the uplink needs for all of it, below which looking for givers does not pay: that takes some 0.3 s
+# s that the uplink needs for all of it, below which nobody looks for givers: where there are none, it takes a second
+WORTH = 1.2
 
 Stage = Literal["coming", "checking", "seeking", "pulling", "fed", "whole", "gone"]
 
@@ -173,7 +175,9 @@ def next_door(members: Mapping[str, Member], me: Member, now: float) -> str | No
 def patience(members: Mapping[str, Member], me: Member, now: float) -> float:
     """Say how long a node looks for a giver: longer where a door that it may go through is just being opened."""
     opening = any(each.door == "opening" and each.moves(now) for each in members.values() if each.key != me.key)
-    return OPENING if opening and not any(me.reached.values()) else SEEKING
+    if opening and not me.reached:
+        return OPENING
+    return SEEKING - (TRYING if me.reached else 0.0)  # one more try has to end within it
 
 
 def is_first(members: Mapping[str, Member], me: Member, now: float, *, first_seen: float) -> bool:

@@ -13,6 +13,7 @@ from rrmove.lease import Lease, text_of
 from rrmove.oneshot.certificate import make_certificate
 from rrmove.oneshot.endpoint import Endpoint, random_path, random_token
 from rrmove.retry import ask
+from rrmove.siblings.choice import TRYING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 # s without a word from us after which a giver ends: nothing of ours is left 5 s after our own end, whatever ended us,
 # and a connection that is cut has some three seconds to come back in.
 LEASE = 4.0
-REACH = 0.5  # s that a node tries to connect; chosen: a SYN that was lost is sent again after 1 s, round trips are 0.3
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ async def reached(session: Session, door: Door) -> str | None:
     hosts = [host for host in door.hosts if here or not _loopback(host)]
 
     async def state(host: str) -> object:
-        return (await ask(session, "reach", host=host, port=door.endpoint.port, timeout=REACH)).get("state")
+        return (await ask(session, "reach", host=host, port=door.endpoint.port, timeout=TRYING)).get("state")
 
     states = await asyncio.gather(*(state(host) for host in hosts))
     return next((host for host, said in zip(hosts, states, strict=True) if said == "open"), None)
