@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rrmove
+from rrmove.foresight import foresee
 from rrmove.model import Node, SSHSettings
 from rrmove.setting import log_in
 from rrmove.siblings.door import open_door, reached
@@ -83,6 +84,31 @@ def test_it_refuses_by_what_was_found(source: Path, nodes: dict[str, EmbeddedNod
     assert "no other node" in (refused(None) or "")
     assert refused(rrmove.Offer(why="it does not reach gpu-1")) == "it does not reach gpu-1"
     assert refused(rrmove.Offer(giver="gpu-1")) is None
+
+
+async def test_a_plan_for_many_says_who_would_pull_from_whom_and_moves_nothing(
+    nodes: dict[str, EmbeddedNode], source: Path
+) -> None:
+    targets = [placed(node, name) for name, node in nodes.items()]
+    dead = Node(name="dead", ssh=SSHSettings(host="127.0.0.1", port=1))
+    first, second, third, lost = await foresee(source, [*targets, dead], limit_rate=1e6)
+    assert lost.preview is None
+    assert isinstance(lost.error, rrmove.RRMoveError)
+    assert [set(each.reaches) for each in (first, second, third)] == [
+        {"gpu-1", "gpu-2"},
+        {"gpu-0", "gpu-2"},
+        {"gpu-0", "gpu-1"},
+    ]
+    plans = [each.preview for each in (first, second, third)]
+    offers = [plan.request.offer for plan in plans if plan is not None]
+    assert [offer is not None and (offer.first, offer.giver) for offer in offers] == [
+        (True, None),
+        (False, "gpu-0"),
+        (False, "gpu-0"),
+    ]
+    assert [plan.plan.steps[0].transport for plan in plans if plan is not None][1:] == ["sibling", "sibling"]
+    assert any("shared by 3" in what for plan in plans[1:] if plan for what, _ in plan.plan.steps[1].estimate.terms)
+    assert not any("model.pth" in path.name for node in nodes.values() for path in node.home.iterdir())
 
 
 class Pulling:
