@@ -54,8 +54,8 @@ PRIOR_WEIGHT = 2.0  # a prior counts as much as two attempts: the third outvotes
 
 # --- who shares our line --------------------------------------------------------------------
 THROUGH_US: frozenset[Route] = frozenset({"ssh", "direct", "reverse"})  # routes whose bytes leave by our uplink
-SIBLING_RATE = 125e6  # bytes a second between two nodes: what data centres give at the least (field notes), 1 Gbit/s
-SWARM_PASS = 1.2  # times that a file leaves here until a swarm has it; measured elsewhere: 1.0 to 1.3 with one seed
+SIBLING_RATE = 125e6  # bytes a second between two nodes; chosen as a line of which nothing is known: 1 Gbit/s
+SWARM_PASS = 1.2  # times that a file leaves here until a swarm has it; chosen: once, and what peers ask for twice
 
 # --- the choice of how many connections -----------------------------------------------------
 MAX_STREAMS = 64  # more are never reckoned with; measured: sixteen gain nothing over eight
