@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrmove.estimate import UNKNOWN_RTT, Link, estimate, link_of
+from rrmove.estimate import UNKNOWN_RTT, Link, Sharing, estimate, link_of
 from rrmove.knowledge import Knowledge, Life
-from rrmove.model import Estimate, Node
+from rrmove.model import Estimate, Node, Offer
 from rrmove.priors import PRIORS, UNKNOWN, Prior, prior_of
 from rrmove.probe import Facts
 from rrmove.transport import Capabilities
@@ -348,3 +348,89 @@ class TestLinkOf:
         link = link_of(Node(name="gpu7"), Facts(), NOTHING, seen)
         assert link.life_seconds is not None
         assert link.life_seconds > 0
+
+
+class TestAnAudienceSharesOurLine:
+    SIZE = 64 * MIB
+    KINDS = {  # noqa: RUF012
+        **KINDS,
+        "fetch": Capabilities(resume="exact", route="web", ranges=True),
+        "torrent": Capabilities(resume="exact", route="swarm", streams=8, ranges=True),
+        "sibling": Capabilities(resume="exact", route="sibling", streams=2, ranges=True, setup=15),
+    }
+
+    def reckon(self, name: str, link: Link, sharing: Sharing) -> Estimate:
+        return estimate(
+            self.KINDS[name],
+            missing=self.SIZE,
+            size=self.SIZE,
+            link=link,
+            transport=name,
+            knowledge=NOTHING,
+            sharing=sharing,
+        )
+
+    @pytest.mark.parametrize("name", ["chunked", "rsync", "http"])
+    @pytest.mark.parametrize("link", [OPEN, WIDE_CUT_AGE, LONG], ids=["open", "cut", "long"])
+    def test_for_one_nothing_changes(self, name: str, link: Link) -> None:
+        assert self.reckon(name, link, Sharing(uplink=1e6)) == reckon(name, self.SIZE, link)
+
+    @pytest.mark.parametrize(
+        ("link", "uplink", "rate"),
+        [
+            (Link(rtt=0.02, rate=20e6), 20e6, 2.5e6),  # the uplink bounds
+            (Link(rtt=0.02, rate=2e6), 80e6, 2e6),  # the node's own line does
+            (Link(rtt=0.02, rate=2e6), None, 2e6),  # of the uplink nothing is known: 1 Gbit/s is enough for that
+            (Link(rtt=0.02, rate=100e6), None, 125e6 / 8),
+            (Link(rtt=0.02, rate=20e6, limit_rate=8e6), 20e6, 1e6),  # what is allowed is for all together
+        ],
+    )
+    def test_the_least_of_the_own_line_and_a_share_of_ours(self, link: Link, uplink: float | None, rate: float) -> None:
+        sharing = Sharing(audience=8, uplink=uplink, limit_rate=link.limit_rate)
+        for name in ("chunked", "http"):
+            assert self.reckon(name, link, sharing).seconds == pytest.approx(self.SIZE / rate, rel=0.2)
+
+    def test_the_terms_say_so_and_add_up(self) -> None:
+        link = Link(rtt=0.02, rate=20e6)
+        shared = self.reckon("chunked", link, Sharing(audience=8, uplink=20e6))
+        assert shared.terms[-1][0] == "shared by 8"
+        assert sum(seconds for _, seconds in shared.terms) == pytest.approx(shared.seconds)
+        assert shared.seconds - shared.terms[-1][1] == pytest.approx(reckon("chunked", self.SIZE, link).seconds)
+
+    def test_of_an_unknown_line_each_of_many_has_its_part(self) -> None:
+        alone, shared = reckon("chunked", self.SIZE, OPEN), self.reckon("chunked", OPEN, Sharing(audience=8))
+        assert 4 < (shared.seconds - alone.terms[0][1]) / alone.terms[1][1] <= 8.5
+
+    def test_what_was_seen_alone_is_shared_as_well(self) -> None:
+        known = Knowledge(rates={"chunked": 20e6}, samples=20, history=(("chunked", 4.0, 4.0),))
+        shared = estimate(
+            KINDS["chunked"],
+            missing=self.SIZE,
+            size=self.SIZE,
+            link=Link(rtt=0.02, rate=20e6),
+            transport="chunked",
+            knowledge=known,
+            sharing=Sharing(audience=8, uplink=20e6),
+        )
+        assert shared.seconds == pytest.approx(8 * self.SIZE / 20e6, rel=0.2)
+
+    def test_a_swarm_and_a_sibling_need_our_line_about_once(self) -> None:
+        link, once = Link(rtt=0.02, rate=20e6), self.SIZE / 20e6
+        many = Sharing(audience=20, uplink=20e6, offer=Offer(giver="hub", remaining=once))
+        seconds = {name: self.reckon(name, link, many).seconds for name in ("chunked", "torrent", "sibling")}
+        assert seconds["torrent"] == pytest.approx(1.2 * once, rel=0.25)
+        assert seconds["sibling"] == pytest.approx(once, rel=0.25)
+        assert seconds["sibling"] < seconds["torrent"] < seconds["chunked"] / 10
+        waited = self.reckon("sibling", link, many).terms[-1]
+        assert waited[0] == "until hub has all of it"
+
+    def test_a_giver_that_has_it_all_is_as_quick_as_the_way_between_them(self) -> None:
+        offer = Offer(giver="hub", rate=50e6)
+        found = self.reckon("sibling", Link(rtt=0.02, rate=2e6, life_seconds=6), Sharing(audience=3, offer=offer))
+        assert found.seconds - found.terms[0][1] == pytest.approx(self.SIZE / 50e6, rel=0.1)
+
+    @given(st.integers(1, 40), st.one_of(st.none(), st.floats(1e5, 1e9)), st.one_of(st.none(), st.floats(1e5, 1e9)))
+    def test_more_who_share_never_make_it_quicker(self, many: int, uplink: float | None, rate: float | None) -> None:
+        link = Link(rtt=0.02, rate=rate)
+        few = self.reckon("chunked", link, Sharing(audience=many, uplink=uplink)).seconds
+        assert self.reckon("chunked", link, Sharing(audience=many + 1, uplink=uplink)).seconds >= few * (1 - 1e-9)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rrmove
-from benchmarks.fanout import measure
+from benchmarks.crowd import measure
 from rrmove import common, fanout, manifest
 from rrmove.hooks import load_hooks
 from rrmove.inventory import load_inventory
@@ -357,7 +357,7 @@ async def test_a_transport_that_blocks_is_named_among_those_at_work(
 
 
 def test_to_many_nodes_under_resets_in_little_memory() -> None:
-    """A small benchmarks/fanout.py: the nodes are in a process of their own, and the command is weighed."""
+    """A small benchmarks/crowd.py: the nodes are in a process of their own, and the command is weighed."""
     found = measure(10, 4 << 20, 1_500_000)
     assert found["code"] == 0, found["out"]
     assert found["whole"] == found["reset"] == 10

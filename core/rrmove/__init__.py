@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         Estimate,
         Limit,
         Node,
+        Offer,
         Options,
         Outcome,
         Plan,
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
     from rrmove.remote import RemotePart
     from rrmove.session import FilePart, Lane, Reply, Session
     from rrmove.ssh.failures import NoLogin
-    from rrmove.transport import API_VERSION, Capabilities, Job, Landing, Limiter, Transport
+    from rrmove.transport import API_VERSION, Capabilities, Giver, Job, Landing, Limiter, Siblings, Transport
     from rrmove.units import Rate, Size
 
 _HOMES = {
@@ -119,6 +120,7 @@ _HOMES = {
         "Estimate",
         "Limit",
         "Node",
+        "Offer",
         "Options",
         "Outcome",
         "Plan",
@@ -140,7 +142,7 @@ _HOMES = {
     "remote": ("RemotePart",),
     "session": ("FilePart", "Lane", "Reply", "Session"),
     "ssh.failures": ("NoLogin",),
-    "transport": ("API_VERSION", "Capabilities", "Job", "Landing", "Limiter", "Transport"),
+    "transport": ("API_VERSION", "Capabilities", "Giver", "Job", "Landing", "Limiter", "Siblings", "Transport"),
     "units": ("Rate", "Size"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
@@ -171,6 +173,7 @@ __all__ = [
     "Fatal",
     "FilePart",
     "Finished",
+    "Giver",
     "IntegrityError",
     "Inventory",
     "Job",
@@ -187,6 +190,7 @@ __all__ = [
     "NoLogin",
     "NoRouteError",
     "Node",
+    "Offer",
     "Options",
     "Outcome",
     "Plan",
@@ -211,6 +215,7 @@ __all__ = [
     "Serving",
     "Session",
     "Settings",
+    "Siblings",
     "Size",
     "Slots",
     "Source",

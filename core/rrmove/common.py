@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rrmove.manifest import Manifest
     from rrmove.model import Node, Options
+    from rrmove.siblings.batch import Siblings
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class Common:
         self._name = f"moves {os.urandom(8).hex()}"
         self.limiters: dict[str, TokenBucket] = {}
         self._options = options
+        self.siblings: Siblings | None = None  # where the same file goes to several nodes
         self._sha256 = options.sha256
         self._tasks: dict[str, asyncio.Task[Any]] = {}
 

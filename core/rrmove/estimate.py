@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rrmove.model import Estimate
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from rrmove.knowledge import Knowledge, Life
-    from rrmove.model import Node
+    from rrmove.model import Node, Offer, Route
     from rrmove.probe import Facts
     from rrmove.transport import Capabilities
 
@@ -52,6 +52,11 @@ UNKNOWN_RATES = (UNKNOWN_RATE, 10 * UNKNOWN_RATE)
 UNSEEN_ROUTE = 1 / 6
 PRIOR_WEIGHT = 2.0  # a prior counts as much as two attempts: the third outvotes it
 
+# --- who shares our line --------------------------------------------------------------------
+THROUGH_US: frozenset[Route] = frozenset({"ssh", "direct", "reverse"})  # routes whose bytes leave by our uplink
+SIBLING_RATE = 125e6  # bytes a second between two nodes; chosen as a line of which nothing is known: 1 Gbit/s
+SWARM_PASS = 1.2  # times that a file leaves here until a swarm has it; chosen: once, and what peers ask for twice
+
 # --- the choice of how many connections -----------------------------------------------------
 MAX_STREAMS = 64  # more are never reckoned with; measured: sixteen gain nothing over eight
 WORTHWHILE = 0.05  # one more connection has to save this share of the time
@@ -65,7 +70,8 @@ class Link:
     `rtt` is in seconds; `rate` what the line carries in bytes a second, None if unknown;
     `life_seconds` and `life_bytes` the typical life of a connection, None if it is not cut for
     that reason; `limit_rate` what the user allows, in bytes a second; `login` the seconds an SSH
-    login costs beyond its round trips.
+    login costs beyond its round trips. `share` is what others leave of our own line, in bytes a second;
+    where nothing is known of either, `sharers` divide what a line is believed to carry.
     """
 
     rtt: float = UNKNOWN_RTT
@@ -74,6 +80,25 @@ class Link:
     life_bytes: float | None = None
     limit_rate: float | None = None
     login: float = LOGIN_SECONDS
+    share: float | None = None
+    sharers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Who else gets the same file from here at the same time, and what it can be had for from one of them.
+
+    `audience` counts those who share our line, this node included; `uplink` is what it was seen to carry,
+    `limit_rate` what the user allows all of them together, both in bytes a second, None if unknown or unlimited.
+    """
+
+    audience: int = 1
+    uplink: float | None = None
+    limit_rate: float | None = None
+    offer: Offer | None = None
+
+
+ALONE = Sharing()
 
 
 def link_of(node: Node, facts: Facts, knowledge: Knowledge, seen: Sequence[Life] = ()) -> Link:
@@ -121,6 +146,7 @@ def estimate(  # noqa: PLR0913 - all that an estimate depends on, by name
     transport: str,
     knowledge: Knowledge,
     seen: bool = True,
+    sharing: Sharing = ALONE,
 ) -> Estimate:
     """Reckon how long a transport takes to bring `missing` of `size` bytes over a link.
 
@@ -128,8 +154,51 @@ def estimate(  # noqa: PLR0913 - all that an estimate depends on, by name
     the note then says so. The terms add up to the seconds. Of the connections that a transport
     can use, it is reckoned with as many as pay. What this node's history says of the transport
     corrects the model, the more samples the more. `seen` is false where no probe has seen its route
-    open: then most of its attempts are expected to be in vain.
+    open: then most of its attempts are expected to be in vain. `sharing` says who else uses our
+    line: what goes through it is shared by all of them.
     """
+    if capabilities.route == "sibling":
+        link = replace(link, rate=_offered(sharing), life_seconds=None, life_bytes=None)
+    elif capabilities.route == "swarm" and sharing.audience > 1:
+        link = replace(link, rate=sharing.uplink or link.rate)
+        capabilities = replace(capabilities, overhead=capabilities.overhead * SWARM_PASS)
+    alone = _by_lanes(capabilities, missing, size, link, transport, knowledge)
+    if capabilities.route == "sibling":
+        alone = _waited_for(alone, sharing.offer)
+    elif sharing.audience > 1 and capabilities.route != "swarm":
+        shared = _shared(link, sharing)
+        slower = _by_lanes(capabilities, missing, size, shared, transport, knowledge)
+        more = slower.seconds - alone.seconds
+        if math.isinf(slower.seconds):
+            alone = slower
+        elif more > 0:
+            alone = _sum([*alone.terms, (f"shared by {sharing.audience}", more)], alone.note)
+    return _doubted(alone, seen=seen)
+
+
+def _offered(sharing: Sharing) -> float:
+    return (sharing.offer.rate if sharing.offer is not None else None) or SIBLING_RATE
+
+
+def _waited_for(alone: Estimate, offer: Offer | None) -> Estimate:
+    """Add the time until the giver has all of it: what it has is pulled as it comes."""
+    wait = max(0.0, (offer.remaining if offer is not None else 0.0) - alone.seconds)
+    if offer is None or offer.giver is None or not wait:
+        return alone
+    return _sum([*alone.terms, (f"until {offer.giver} has all of it", wait)], alone.note)
+
+
+def _shared(link: Link, sharing: Sharing) -> Link:
+    """Give a link with no more than its share of our line, and of what is allowed."""
+    uplink = sharing.uplink or (UNKNOWN_RATE if link.rate else None)
+    parts = [part / sharing.audience for part in (uplink, sharing.limit_rate) if part is not None]
+    return replace(link, share=min(parts, default=None), sharers=1 if uplink else sharing.audience)
+
+
+def _by_lanes(  # noqa: PLR0913, PLR0917 - as estimate() has them
+    capabilities: Capabilities, missing: int, size: int, link: Link, transport: str, knowledge: Knowledge
+) -> Estimate:
+    """Reckon with as many connections as pay, and correct by history."""
     streams = max(1, min(capabilities.streams, MAX_STREAMS))
     choices = [
         _reckon(capabilities, missing, size, link, _pipe(capabilities, link, lanes, missing))
@@ -137,7 +206,7 @@ def estimate(  # noqa: PLR0913 - all that an estimate depends on, by name
     ]
     best = min(choice.seconds for choice in choices)
     model = next(choice for choice in choices if choice.seconds <= best * (1 + WORTHWHILE))
-    return _doubted(_corrected(model, missing, transport, knowledge), seen=seen)
+    return _corrected(model, missing, transport, knowledge, link)
 
 
 # --- the model ------------------------------------------------------------------------------
@@ -164,7 +233,8 @@ def _pipe(capabilities: Capabilities, link: Link, lanes: int, missing: int) -> _
     ceiling = capabilities.ceiling or ceilings.get(capabilities.route, DIRECT_CEILING)
     window = SSH_WINDOW if over_ssh else TCP_WINDOW
     bound = window / link.rtt if link.rtt > 0 else math.inf
-    lines = [min(rate, link.limit_rate or math.inf, ceiling) for rate in ((link.rate,) if link.rate else UNKNOWN_RATES)]
+    rates = [rate / link.sharers for rate in ((link.rate,) if link.rate else UNKNOWN_RATES)]
+    lines = [min(rate, link.limit_rate or math.inf, link.share or math.inf, ceiling) for rate in rates]
     alone = _mean(min(line, bound) for line in lines)
     total = _mean(min(line, bound * lanes) for line in lines)
     round_trips = 1 + max(0.0, capabilities.setup) + _slow_start(min(total * link.rtt, missing) / lanes)
@@ -326,7 +396,7 @@ def _lost(gross: float) -> float:
 # --- correction by history ------------------------------------------------------------------
 
 
-def _corrected(model: Estimate, missing: int, transport: str, knowledge: Knowledge) -> Estimate:
+def _corrected(model: Estimate, missing: int, transport: str, knowledge: Knowledge, link: Link) -> Estimate:
     if knowledge.samples <= 0 or missing <= 0 or math.isinf(model.seconds):
         return model
     terms, seconds = list(model.terms), model.seconds
@@ -334,7 +404,7 @@ def _corrected(model: Estimate, missing: int, transport: str, knowledge: Knowled
     rate = _settled_rate(knowledge, transport, connect)
     rest = seconds - connect
     if rate is not None and rest > 0:
-        observed = missing / rate
+        observed = missing / min(rate / link.sharers, link.share or math.inf)
         blended = _blend(rest, observed, _trust(knowledge))
         terms.append(("as seen here before", blended - rest))
         seconds = connect + blended

@@ -97,11 +97,12 @@ class Unshared:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nothing is done for `seconds`, because of `reason`."""
+    """Nothing is done for `seconds`, because of `reason`; `giver` is the sibling that is waited for, if it is one."""
 
     node: str
     seconds: float
     reason: str
+    giver: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

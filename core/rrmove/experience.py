@@ -18,7 +18,7 @@ from rrmove.ssh.addresses import Answered
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -151,6 +151,15 @@ class Experience:
         nothing: tuple[tuple[Past, ...], list[tuple[float, Life]]] = ((), [])
         pasts, lives = self._use(read, nothing)
         return learned(pasts, lives, now)
+
+    def uplink(self, now: float, transports: Collection[str]) -> float | None:
+        """Give the best rate, in bytes a second, that these transports have reached to any node; None without any."""
+        known: dict[str, list[Past]] = {}
+        for past in self.history(limit=_KEPT):
+            if past.attempt.transport in transports:
+                known.setdefault(past.node, []).append(past)
+        rates = [rate for pasts in known.values() for rate in learned(pasts, (), now).rates.values()]
+        return max(rates, default=None)
 
     def history(self, node: str | None = None, limit: int = 50) -> tuple[Past, ...]:
         """Give the last attempts, newest first: of one node, or of all where it is None."""

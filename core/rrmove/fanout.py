@@ -16,9 +16,10 @@ from rrmove.errors import Fatal, RRMoveError, UsageError, foremost
 from rrmove.events import LeftBehind
 from rrmove.inventory import places
 from rrmove.level import TICK, Level
-from rrmove.model import Node, Outcome, Plan, Request, Source
+from rrmove.model import Node, Outcome, Plan, Remote, Request, Source
 from rrmove.moving import Wishes, move, options_of
 from rrmove.plugin_settings import settled
+from rrmove.siblings.batch import Siblings
 from rrmove.ssh.pipes import running
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ async def ended(
     seen = source if isinstance(source, Source) else Source.of(source)
     await asyncio.to_thread(_check_settings, nodes, options)
     common = Common(seen, options, sharers=min(slots.count, len({node.name for node in nodes})))
+    if len(nodes) > 1 and not isinstance(seen, Remote):
+        common.siblings = Siblings(nodes)
     batch = Batch(seen, options, common, slots, wishes)
     over: asyncio.Queue[asyncio.Task[Ended]] = asyncio.Queue()
     before = children() if options.alone else frozenset()
@@ -87,6 +90,8 @@ async def ended(
         for each in (levelling, *tasks):
             each.cancel()
         await asyncio.gather(levelling, *tasks, return_exceptions=True)
+        if common.siblings is not None:
+            await common.siblings.close()
         await common.close()
         # While several are at work nobody can tell whose a process is; whatever is left now is nobody's.
         if options.alone and (left := children() - before - running()):
@@ -133,8 +138,12 @@ class Batch:
                 late.remedy = "Run the same command again to go on"
                 return self.failed(node, late)
 
+            siblings = self.common.siblings
+
             def see(event: Event) -> None:
                 alive()
+                if siblings is not None:
+                    siblings.see(event)
                 self.tell(event)
 
             wishes = Wishes(**{**self.wishes, "on_event": see, "common": self.common, "begun": None, "alone": False})
@@ -142,6 +151,9 @@ class Batch:
                 return await move(self.source, node, **wishes), None
             except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is, it is this node's outcome
                 return self.failed(node, error, time.monotonic() - started)
+            finally:
+                if siblings is not None:
+                    siblings.left(node)
 
     def tell(self, event: Event) -> None:
         """Tell whoever watches."""

@@ -37,15 +37,23 @@ def text_of(package: str, name: str) -> str:
     return resources.files(package).joinpath(name).read_text("utf-8")
 
 
-async def run_text(session: Session, text: str, given: Mapping[str, object], *, timeout: float) -> bytes:  # noqa: ASYNC109
+async def run_text(
+    session: Session,
+    text: str,
+    given: Mapping[str, object],
+    *,
+    timeout: float,  # noqa: ASYNC109
+    reads: bool = False,
+) -> bytes:
     """Run a Python program on the node with `given` as JSON on its stdin, and give what it prints.
 
-    Asked once more where the connection is lost, so a repeat must do no harm. Raises Unusable where
-    it fails or the node has no python3.
+    Asked once more where the connection is lost, so a repeat must do no harm. One that only `reads` is
+    spared by evictions from a part file. Raises Unusable where it fails or the node has no python3.
     """
     packed = base64.b64encode(zlib.compress(text.encode("utf-8"), 9)) + b"\n"
     body = packed + json.dumps(given).encode("ascii")
-    reply = await _run(session, ["python3", "-I", "-c", BOOT, "rrmove"], body, timeout)
+    mark = ["env", "RRMOVE_AGENT=1"] if reads else []
+    reply = await _run(session, [*mark, "python3", "-I", "-c", BOOT, "rrmove"], body, timeout)
     if reply.fields["status"]:
         said = str(reply.fields["errors"]).strip().splitlines()[-1:]
         raise Unusable(f"python3 on the node failed: {''.join(said)}", node=session.node.name)
@@ -67,15 +75,18 @@ class Lease:
         self._session, self._asked = session, f"{folder}/asked"
 
     @classmethod
-    async def begin(cls, session: Session, duty: str, given: Mapping[str, object], *, seconds: float) -> Self:
+    async def begin(
+        cls, session: Session, duty: str, given: Mapping[str, object], *, seconds: float, reads: bool = False
+    ) -> Self:
         """Start a program; `duty` is its text behind that of `leased.py`, and ends in a call of `main()`.
 
-        `given` reaches it on stdin, so it may hold secrets. Raises Unusable where it cannot start.
-        A start whose answer is lost is repeated; the first one ends when its lease does. Cancelled,
-        it ends what it has started.
+        `given` reaches it on stdin, so it may hold secrets. One that only `reads` may have a part file open
+        while the core looks after that. Raises Unusable where it cannot start. A start whose answer is lost
+        is repeated; the first one ends when its lease does. Cancelled, it ends what it has started.
         """
         text = text_of("rrmove.ssh", "leased.py") + "\n" + duty
-        starting = asyncio.ensure_future(run_text(session, text, {**given, "lease": seconds}, timeout=STARTING))
+        given = {**given, "lease": seconds}
+        starting = asyncio.ensure_future(run_text(session, text, given, timeout=STARTING, reads=reads))
         try:
             said = await asyncio.shield(starting)
         except asyncio.CancelledError:

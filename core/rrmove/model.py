@@ -306,12 +306,32 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What came of looking for a sibling that passes the file on.
+
+    `giver` is the node that this one was seen to reach, None where there is none: `why` says in a clause what
+    was in the way. `remaining` are the seconds until the giver has all of it, `rate` is in bytes a second where the way
+    between them is known. `first` says that this node is fed first, so that others can pull from it, `listens` that its
+    data port is taken by that.
+    """
+
+    giver: str | None = None
+    remaining: float = 0.0
+    rate: float | None = None
+    why: str = ""
+    first: bool = False
+    listens: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One file to one place on one node.
 
     `destination` is as the user wrote it: a directory (it ends in `/` or turns out to be one), a
     file, or empty for the node's own default. Relative paths start at the node's home. `settings`
-    has what transports are told, checked: `request.settings.get(MySettings)`.
+    has what transports are told, checked: `request.settings.get(MySettings)`. `audience` are the nodes
+    that get this file from us at the same time, this one included, and share our uplink; `offer` is what siblings
+    have for this one, None where nobody has looked.
     """
 
     source: Source
@@ -319,10 +339,12 @@ class Request:
     destination: str = ""
     options: Options = field(default_factory=Options)
     settings: Settings = field(default_factory=Settings)
+    audience: int = 1
+    offer: Offer | None = None
 
 
 Resume = Literal["exact", "rescan", "none"]
-Route = Literal["ssh", "direct", "reverse", "swarm", "web"]
+Route = Literal["ssh", "direct", "reverse", "swarm", "web", "sibling"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,8 +86,8 @@ async def move(source: str | Path | Source, target: str | Node, **wishes: Unpack
     the next call continues.
     """
     started, deadline, common = time.monotonic(), wishes.get("deadline"), wishes.get("common")
-    async with _setting(source, target, wishes) as setting:
-        run = _run(setting, started)
+    async with opened(source, target, wishes) as setting:
+        run = line_of(setting, started)
         try:
             passed = time.monotonic() - common.began if common else 0.0
             async with asyncio.timeout(None if deadline is None else deadline - passed):
@@ -131,20 +131,31 @@ async def watch(source: str | Path | Source, target: str | Node, **wishes: Unpac
 
 async def preview(source: str | Path | Source, target: str | Node, **wishes: Unpack[Wishes]) -> Preview:
     """Find out what a move would do, and do nothing. Raises NoRouteError where nothing could serve."""
-    async with _setting(source, target, wishes) as setting:
-        run = _run(setting, time.monotonic())
-        try:
-            await run.look(only_look=True)
-        finally:
-            await run.tidy()
-        if not await run.landing.arrived() and run.landing.place.part_size is not None:
-            await run.landing.survey()
-        run.rank()
-        missing = 0 if await run.landing.arrived() else manifests.total(run.landing.missing)
-        return Preview(run.request, run.facts, run.plan, run.knowledge, missing, run.foreseen())
+    async with opened(source, target, wishes) as setting:
+        run = line_of(setting, time.monotonic())
+        missing = await looked(run)
+        return foreseen(run, missing)
 
 
-def _run(setting: Setting, started: float) -> Run:
+async def looked(run: Run) -> int:
+    """Look at the node and at what it has of the file, and change nothing; gives the bytes that are missing."""
+    try:
+        await run.look(only_look=True)
+    finally:
+        await run.tidy()
+    arrived = await run.landing.arrived()
+    if not arrived and run.landing.place.part_size is not None:
+        await run.landing.survey()
+    return 0 if arrived else manifests.total(run.landing.missing)
+
+
+def foreseen(run: Run, missing: int) -> Preview:
+    """Rank the transports for a node that was looked at, and sum up."""
+    run.rank()
+    return Preview(run.request, run.facts, run.plan, run.knowledge, missing, run.foreseen())
+
+
+def line_of(setting: Setting, started: float) -> Run:
     """Choose the straight line: a URL's begins with a look at its server."""
     return (Fetch if isinstance(setting.request.source, Remote) else Run)(setting, started)
 
@@ -172,7 +183,7 @@ def options_of(wishes: Wishes) -> Options:
     )
 
 
-def _setting(source: str | Path | Source, target: str | Node, wishes: Wishes) -> AbstractAsyncContextManager[Setting]:
+def opened(source: str | Path | Source, target: str | Node, wishes: Wishes) -> AbstractAsyncContextManager[Setting]:
     """Open what a move needs."""
     return Setting.of(
         source,

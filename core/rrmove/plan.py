@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 from rrmove.errors import NoRouteError, UsageError
-from rrmove.estimate import estimate, link_of
+from rrmove.estimate import THROUGH_US, Sharing, estimate, link_of
 from rrmove.model import Plan, Refusal, Remote, Step
 from rrmove.probe import CLEAN, PORTS, REACH
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rrmove.probe import Facts, PortState
     from rrmove.transport import Capabilities, Transport
 
+NOBODY = "no other node is known that gets this file now and passes it on"
 FLOOR = "chunked"  # needs one open port and nothing installed: leads where nothing else is finite
 _NONE: Mapping[str, str] = MappingProxyType({})
 
@@ -35,12 +36,14 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
     missing: int | None = None,
     problems: Mapping[str, str] = _NONE,
     seen: Sequence[Life] = (),
+    uplink: float | None = None,
 ) -> Plan:
     """Rank the transports by the seconds they are expected to take; ties by name.
 
     `missing` are the bytes that are not on the node yet (default: all of them); `problems` are
     the plugins that could not be loaded, with the reason; `seen` the connections that this very
-    move has lost. A transport that would never finish comes after all that would. Refused is one
+    move has lost; `uplink` what our own line was seen to carry, in bytes a second, which all of the request's
+    audience share. A transport that would never finish comes after all that would. Refused is one
     whose routes were all seen shut, and one whose `refuse` raises or answers nonsense, with what it
     said. Raises UsageError where the options name a transport that does not exist. The plan may be
     empty: see `require_route`.
@@ -75,8 +78,9 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 transport=name,
                 knowledge=knowledge,
                 seen=way[1],
+                sharing=_sharing(way[0], request, uplink),
             )
-            expected = replace(expected, note=_WAYS.get(way[0], "") + expected.note)
+            expected = replace(expected, note=_words_of(way[0], request) + expected.note)
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
         except Exception as error:  # noqa: BLE001 - it is a guest, and must not end the plan
             refusals.append(Refusal(name, f"its capabilities are unusable: {_said(error)}"))
@@ -86,6 +90,14 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
     ranking.sort(key=lambda ranked: (ranked[1].transport in through_us, ranked[0]))
     refusals.sort(key=lambda refusal: refusal.transport)
     return Plan(tuple(step for _, step in ranking), tuple(refusals))
+
+
+def _sharing(route: Route, request: Request, uplink: float | None) -> Sharing:
+    """Say how the others who get the file at the same time bear on a route."""
+    elsewhere = request.options.mirrors or isinstance(request.source, Remote)
+    through_us = route in THROUGH_US or (route == "web" and not elsewhere)
+    audience = request.audience if through_us or route == "swarm" else 1
+    return Sharing(audience=audience, uplink=uplink, limit_rate=request.options.limit_rate, offer=request.offer)
 
 
 def require_route(plan: Plan, node: Node) -> Plan:
@@ -106,6 +118,13 @@ _WAYS: Mapping[Route, str] = MappingProxyType(
 )
 
 
+def _words_of(route: Route, request: Request) -> str:
+    """Say by which way it goes, where that is not plain from the transport."""
+    if route == "sibling" and request.offer is not None:
+        return f"pulled from {request.offer.giver} as that has it: "
+    return _WAYS.get(route, "")
+
+
 def _way(capabilities: Capabilities, request: Request, facts: Facts) -> tuple[Route, bool] | str:
     """Choose the route that a transport would take, and tell whether it was seen open; or say why there is none."""
     routes = [route for route in (capabilities.route, capabilities.fallback) if route is not None]
@@ -121,19 +140,27 @@ def _way(capabilities: Capabilities, request: Request, facts: Facts) -> tuple[Ro
 
 def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
     """Say why a route leads nowhere: False where it was seen open, None where nobody has looked."""
-    node = request.node
-    if route == "direct":
-        state = (facts.get(PORTS) or {}).get(node.ports.data)
-        if state in {"filtered", "unreachable"}:
-            return f"port {node.ports.data} of the node is {state}"
-        return None if state is None else False  # refused: nothing listens there yet
-    if route == "swarm":
-        return _swarm_shut((facts.get(PORTS) or {}).get(node.ports.torrent), facts.get(REACH), node.ports.torrent)
+    ports, node, offer = facts.get(PORTS) or {}, request.node, request.offer
     elsewhere = request.options.mirrors or isinstance(request.source, Remote)
-    if route == "reverse" or (route == "web" and not elsewhere):
-        reach = facts.get(REACH)
-        return None if reach is None else not reach and "the node cannot reach us"
+    match route:
+        case "direct" if offer is not None and offer.listens:
+            return f"port {node.ports.data} of the node is where others pull the file from"
+        case "direct":
+            return _direct_shut(ports.get(node.ports.data), node.ports.data)
+        case "swarm":
+            return _swarm_shut(ports.get(node.ports.torrent), facts.get(REACH), node.ports.torrent)
+        case "sibling":
+            return False if offer is not None and offer.giver is not None else offer.why if offer else NOBODY
+        case "reverse" | "web" if route == "reverse" or not elsewhere:
+            reach = facts.get(REACH)
+            return None if reach is None else not reach and "the node cannot reach us"
     return False
+
+
+def _direct_shut(state: PortState | None, port: int) -> str | bool | None:
+    if state in {"filtered", "unreachable"}:
+        return f"port {port} of the node is {state}"
+    return None if state is None else False  # refused: nothing listens there yet
 
 
 def _swarm_shut(state: PortState | None, reach: bool | None, port: int) -> str | bool | None:  # noqa: FBT001

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import shutil
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rrmove.common import Common
 from rrmove.discovery import discover
 from rrmove.errors import UsageError
+from rrmove.estimate import THROUGH_US
 from rrmove.events import Reached
 from rrmove.experience import Experience
 from rrmove.gather import gather
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rrmove.model import Attempt, Options, Plan
     from rrmove.probe import Facts
     from rrmove.rate import TokenBucket
+    from rrmove.siblings.batch import Seat
     from rrmove.ssh.ahead import Begun
     from rrmove.ssh.login import Client
 
@@ -145,7 +147,8 @@ class Setting:
         seen = source if isinstance(source, Source) else Source.of(source)
         node, destination = node_of(target, inventory)
         request = Request(source=seen, node=node, destination=destination, options=options)
-        async with log_in(node, ssh, begun, bulk=seen.size >= BULK) as session:
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(log_in(node, ssh, begun, bulk=seen.size >= BULK))
             await asyncio.sleep(0)
             shared = common or Common(seen, options)
             limiter = shared.limiter(node)
@@ -156,9 +159,14 @@ class Setting:
             session.know(request.node.addresses)
             setting = cls(request, session, registry, shared, Experience(), limiter, on_event)
             setting.tell_addresses()
+            seat = shared.siblings.seat(node) if shared.siblings is not None else None
             try:
                 yield setting
             finally:
+                if shared.siblings is not None and seat is not None and seat.gives:
+                    shared.siblings.keep(stack.pop_all())  # others still pull from there
+                elif seat is not None:
+                    await seat.leaves()
                 if shared is not common:
                     await shared.close()
 
@@ -227,6 +235,21 @@ class Setting:
         """Let hooks make the source ready before it is read. Raises RejectedError."""
         self.request = replace(self.request, source=await self.common.prepared())
 
+    @property
+    def seat(self) -> Seat | None:
+        """This node's place among those that get the same file; None where it is alone."""
+        siblings = self.common.siblings
+        return None if siblings is None else siblings.seat(self.request.node)
+
+    def uplink(self) -> float | None:
+        """Give the most that any move was seen to send from here, in bytes a second; None where none was."""
+        through = {name for name, each in self.registry.transports.items() if each.capabilities.route in THROUGH_US}
+        return self.experience.uplink(time.time(), through)
+
+    def _passed_on(self, attempt: Attempt) -> bool:
+        transport = self.registry.transports.get(attempt.transport)
+        return transport is not None and transport.capabilities.route == "sibling"
+
     def knowledge(self) -> Knowledge:
         """Give what former moves to this node taught."""
         return self.experience.knowledge(self.request.node.name, time.time())
@@ -246,7 +269,8 @@ class Setting:
             predicted=step.estimate.seconds if step else None,
             rtt=facts.get(RTT),
             lives=lives,
-            limited=self.limiter.rate is not None,
+            # Neither says what the way from here carries: who shares it, and who does not use it.
+            limited=self.limiter.rate is not None or self.request.audience > 1 or self._passed_on(attempt),
         )
 
 

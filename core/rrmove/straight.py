@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from rrmove import manifest as manifests
 from rrmove.children import adopting, children, end_all
 from rrmove.containment import Loan, Tally, contained, kind_of
 from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
+from rrmove.estimate import UNKNOWN_RATE
 from rrmove.events import (
     AttemptFailed,
     AttemptStarted,
@@ -30,6 +32,7 @@ from rrmove.model import Attempt, GiveUp, Outcome, Plan, Succeed, Try
 from rrmove.plan import make_plan, require_route
 from rrmove.policy import next_action
 from rrmove.probe import Facts
+from rrmove.siblings.choice import worth
 from rrmove.ssh.failures import StaleError
 from rrmove.ssh.pipes import running
 from rrmove.transport import Job
@@ -87,8 +90,11 @@ class Run:
         await self.look()
         self.judging = asyncio.create_task(self._judge())
         self.aside.append(self.judging)
+        if self.setting.seat is not None and self.landing.place.size == self.manifest.size:
+            self.setting.seat.checks()
         if await self.landing.arrived():
             await self.judging
+            self._has_it(self.landing.place.target)
             self.reused = self.landing.manifest.size
             self.destination, self.digest = self.landing.place.target, self._digest()
             return
@@ -103,6 +109,7 @@ class Run:
         missing: Sequence[Range] = await self.landing.survey()
         self.reused = max(0, self.landing.manifest.size - manifests.total(missing))
         self.setting.emit(Progressed(self.request.node.name, self.reused, self.landing.manifest.size))
+        await self._seek(manifests.total(missing))
         while True:
             match next_action(
                 self.plan,
@@ -141,6 +148,29 @@ class Run:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
+    async def _seek(self, missing: int) -> None:
+        """Look for a sibling that passes the file on, where that may pay, and rank again with what was found."""
+        seat, request = self.setting.seat, self.request
+        if seat is None or not missing:
+            return
+        seat.sits(self.session, request.node, self.facts, self.landing.part, self.manifest.size)
+        limits = (self.setting.uplink() or UNKNOWN_RATE, request.options.limit_rate)
+        if not worth(missing, request.audience, min(filter(None, limits))):
+            return
+        seat.feeds = self.setting.registry.transports[self.plan.steps[0].transport].capabilities.route
+        offer = await seat.seek()
+        # Who is fed so that the others can pull shares our line with nobody.
+        audience = 1 if offer.first else request.audience
+        self.setting.request = replace(request, offer=offer, audience=audience)
+        self.rank()
+
+    def _has_it(self, file: str) -> None:
+        """Let siblings know that this node can pass the file on."""
+        seat = self.setting.seat
+        if seat is not None:
+            seat.sits(self.session, self.request.node, self.facts, file, self.manifest.size)
+            seat.whole(file, size=self.manifest.size)
+
     async def look(self, *, only_look: bool = False) -> None:
         """Hash the source and look at the node, at the same time, in one login.
 
@@ -163,6 +193,9 @@ class Run:
 
     def rank(self) -> None:
         """Rank the transports by what is known now."""
+        siblings = self.setting.common.siblings
+        if siblings is not None and self.request.offer is None:
+            self.setting.request = replace(self.request, audience=max(1, siblings.audience))
         self.plan = self.setting.adjusted(
             self.facts,
             make_plan(
@@ -173,6 +206,7 @@ class Run:
                 missing=manifests.total(self.landing.missing),
                 problems={refusal.transport: refusal.reason for refusal in self.setting.registry.refusals},
                 seen=self.lives,
+                uplink=self.setting.uplink() if self.request.audience > 1 else None,
             ),
         )
         self.setting.emit(Planned(self.request.node.name, self.plan))
@@ -195,6 +229,9 @@ class Run:
             tally.progress(count)
             self.setting.limiter.landed += count
 
+        if self.setting.seat is not None:
+            expected = next((step.estimate.seconds for step in self.plan.steps if step.transport == name), math.inf)
+            self.setting.seat.starts(transport.capabilities.route, expected)
         self.setting.emit(AttemptStarted(node, name, before, size))
         job = Job(
             request=self.request,
@@ -207,6 +244,7 @@ class Run:
             progress=progress,
             sent=sent,
             emit=tally.emit,
+            siblings=self.setting.seat,
         )
         async with self.setting.common.at_work(self.request.node, lambda why: self.setting.emit(Unshared(node, why))):
             error = await self._watched(name, transport.send(job), tally, loan)
@@ -286,6 +324,7 @@ class Run:
                 raise
             return missing
         self.digest = self._digest()
+        self._has_it(self.destination)
         self.setting.emit(Committed(node, self.destination))
         return ()
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rrmove.events import Event
     from rrmove.manifest import Manifest, Range
     from rrmove.model import Request, Resume, Route
+    from rrmove.oneshot.endpoint import Endpoint
     from rrmove.probe import Facts, Probe
     from rrmove.session import Lane, Session
 
@@ -30,7 +31,7 @@ class Capabilities:
              "none" starts over
     route    "ssh"; "direct", we reach the node's data port; "reverse", the node reaches a port of
              ours; "swarm"; "web", it fetches from a server: a URL's, a mirror's, or ours
-             where there is no other
+             where there is no other; "sibling", from a node that gets the same file
     fallback the route that it takes where a probe saw `route` shut, None where it has but one
     streams  how many connections it can use at once; 1 where each is bound by one window
     ranges   whether it can send only the missing ranges
@@ -124,6 +125,34 @@ class Limiter(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Giver:
+    """A sibling that passes the file on: where it listens, and what opens it, for this one file.
+
+    Not all of the file need be there while it is not `whole`. What comes from it has to be compared with the manifest.
+    """
+
+    node: str
+    host: str
+    endpoint: Endpoint
+    whole: bool
+
+
+class Siblings(Protocol):
+    """The nodes that get the same file at the same time, as far as this one may pull it from them."""
+
+    def giver(self) -> Giver | None:
+        """Say from whom to pull now; to be asked every second or so, and followed.
+
+        None while nobody has anything for this node. Raises Unusable where it should get the file another way.
+        """
+        ...
+
+    def failed(self, giver: Giver) -> None:
+        """Say that nothing can be had from a giver; it is not named again unless it is started anew."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One attempt's work.
 
@@ -131,7 +160,8 @@ class Job:
     `progress(count)` reports bytes of the file that the node has written, as they become durable
     in the part file; `sent(count)` reports bytes put on the wire; `emit` publishes an event. One
     of the first two has to be heard every few minutes, or the transport is taken for hanging. The
-    session is lent for the attempt: afterwards it opens nothing any more.
+    session is lent for the attempt: afterwards it opens nothing any more. `siblings` are there where
+    other nodes get the same file, else None.
     """
 
     request: Request
@@ -144,6 +174,7 @@ class Job:
     progress: Callable[[int], None]
     sent: Callable[[int], None]
     emit: Callable[[Event], None]
+    siblings: Siblings | None = None
 
 
 @runtime_checkable

@@ -55,6 +55,14 @@ def test_a_stall_is_told_instead_of_a_time_left() -> None:
     assert tally.rate(60.0) is None
 
 
+def test_whom_a_node_waits_for_is_told_until_it_moves() -> None:
+    tally = moving(10 * MB, 4.0)
+    tally.see(Waiting("n", 1.0, "for hub", "hub"), 5.0)
+    assert outlook(tally, 5.5) == outlook(tally, 9.0) == "waits for hub"
+    tally.see(Progressed("n", 50 * MB, SIZE), 9.0)
+    assert "waits" not in outlook(tally, 9.0)
+
+
 def test_another_transport_begins_without_a_rate() -> None:
     tally = moving(10 * MB, 4.0)
     tally.see(AttemptStarted("n", "rsync", SIZE - 40 * MB, SIZE), 4.0)

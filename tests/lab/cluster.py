@@ -305,6 +305,10 @@ class Lab:
         record = self._network.flipped(node)
         return record.stat().st_size if record.exists() else 0
 
+    def bytes_sent(self) -> int:
+        """Return how many bytes the client has put on its own line, whoever they were for."""
+        return self._network.bytes_from(_CLIENT_INDEX)
+
     def resets(self, node: str) -> int:
         """Return how many of a node's SSH connections were cut so far: by RST at an age or volume, or by silence."""
         return self._nodes[node].reaped() + self._nodes[node].count("cuts")

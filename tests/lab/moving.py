@@ -118,13 +118,19 @@ class Running:
     """A move under way, to be disturbed. A context manager: leaving it ends rrmove where it still runs."""
 
     def __init__(
-        self, lab: Lab, source: File | Path, target: str, *options: str, env: Mapping[str, str] | None = None
+        self,
+        lab: Lab,
+        source: File | Path,
+        target: str | Sequence[str],
+        *options: str | Path,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         """Start it, with `--json`."""
+        targets = [target] if isinstance(target, str) else target
         path = source.path if isinstance(source, File) else source
         self._began = time.monotonic()
         self._out, self._err = _scratch(lab), _scratch(lab)
-        argv: list[str | Path] = [RRMOVE, "auto", "--json", *options, "--", path, target]
+        argv: list[str | Path] = [RRMOVE, "auto", "--json", *options, "--", path, *targets]
         self.process = lab.popen(argv, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err, env=env or {})
 
     def __enter__(self) -> Self:

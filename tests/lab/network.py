@@ -103,8 +103,15 @@ class Network:
 
     def bytes_towards(self, index: int) -> int:
         """Return how many bytes have left the switch by a port: headers and what TCP sent again included."""
+        return self._counted(index, "tx")
+
+    def bytes_from(self, index: int) -> int:
+        """Return how many bytes have entered the switch by a port: headers and what TCP sent again included."""
+        return self._counted(index, "rx")
+
+    def _counted(self, index: int, way: str) -> int:
         shown = tell(["ip", "-n", self.namespace(_SWITCH), "-s", "-j", "link", "show", "dev", f"port{index}"])
-        return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"])
+        return int(json.loads(shown.stdout)[0]["stats64"][way]["bytes"])
 
     def namespaces(self) -> list[str]:
         """Return the names of this lab's namespaces that exist."""

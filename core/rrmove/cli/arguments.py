@@ -57,7 +57,7 @@ class PlanCommand:
     """Show how a file would be moved."""
 
     source: str
-    target: str
+    targets: tuple[str, ...]
     options: Options = field(default_factory=Options)
     access: Access = field(default_factory=Access)
     output: Output = field(default_factory=Output)
@@ -179,7 +179,7 @@ def _command(words: argparse.Namespace) -> Command:  # noqa: C901  a case for ea
         case "plan":
             parsed = PlanCommand(
                 source=words.source,
-                target=words.target,
+                targets=tuple(words.targets),
                 options=_options(words),
                 access=_access(words),
                 output=_output(words),

@@ -77,8 +77,10 @@ node that fails holds up no other; exits with 1 where any did not get the file.
 PLAN = """\
 Look at the node and show how SOURCE would be moved: the transports in the
 order in which they would be tried, the seconds each is expected to take and
-where they come from, and why others cannot serve. Moves nothing. Exits with 3
-where no transport can serve."""
+where they come from, and why others cannot serve. Moves nothing. For several
+nodes also who reaches whom, who would be sent the file first, and who would
+pull it from whom. Exits with 3 where no transport can serve, with 1 where one
+of several nodes could not be looked at."""
 
 PROBE = """\
 Look at nodes, all at once, and show what was found there. Exits with 1 where
@@ -181,10 +183,10 @@ def build_parser() -> Parser:
 
     plan = command("plan", "show how a file would be moved", PLAN)
     plan.add_argument("source", metavar="SOURCE", help="a local file, or a URL")
-    plan.add_argument("target", metavar="TARGET", help="NODE, NODE:PATH or a @tag that means one node")
+    plan.add_argument("targets", metavar="TARGET", nargs="+", help="NODE, NODE:PATH or @tag")
     _add_options(plan)
     _add_access(plan)
-    _add_output(plan, "print the plan as one JSON object")
+    _add_output(plan, "print the plan, or the plans, as one JSON object")
 
     probe = command("probe", "show what nodes offer", PROBE)
     probe.add_argument("nodes_named", metavar="NODE", nargs="+", help="a node, or @tag for several")

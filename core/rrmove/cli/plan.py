@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rrmove.cli import interrupt
 from rrmove.cli.jsonlines import dumps
-from rrmove.cli.places import check_targets, one_node, source_of
+from rrmove.cli.places import check_targets, source_of
 from rrmove.cli.stdout import kept
 from rrmove.cli.table import columns, show
 from rrmove.cli.text import amount, printable
@@ -15,10 +15,12 @@ from rrmove.units import format_seconds, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from rrmove.cli.arguments import PlanCommand
-    from rrmove.model import Step
-    from rrmove.moving import Preview
+    from rrmove.inventory import Inventory
+    from rrmove.model import Node, Step
+    from rrmove.moving import Preview, Wishes
 
 NO_ROUTE = 3
 NOTHING = 0.005  # seconds below which a term changes no sum
@@ -26,36 +28,45 @@ HISTORY = 10  # former moves that are shown
 
 
 def run(command: PlanCommand) -> int:
-    """Show the plan; 3 where no transport can serve. Raises what `preview()` raises."""
+    """Show the plan, or one for each node; 3 where no transport can serve. Raises what `preview()` raises for one."""
+    from rrmove.inventory import load_inventory, places
+
+    check_targets(command.source, command.targets)
+    source = source_of(command.source)
+    inventory = load_inventory(command.access.nodes, ssh_config=command.access.ssh_config)
+    nodes = places(command.targets, inventory)
+    if len(nodes) > 1:
+        from rrmove.cli import plans
+
+        return plans.run(command, source, nodes, wishes(command, inventory))
     with kept():
-        seen = interrupt.run(_look(command))
+        seen = interrupt.run(_look(command, source, nodes[0], inventory))
     show([dumps(plan_object(seen))] if command.output.json else describe(seen))
     return 0 if seen.plan.steps else NO_ROUTE
 
 
-async def _look(command: PlanCommand) -> Preview:
-    from rrmove.inventory import load_inventory
+async def _look(command: PlanCommand, source: Path | Remote, node: Node, inventory: Inventory) -> Preview:
     from rrmove.moving import preview
 
-    check_targets(command.source, (command.target,))
-    source = source_of(command.source)
+    return await preview(source, node, **wishes(command, inventory))
+
+
+def wishes(command: PlanCommand, inventory: Inventory) -> Wishes:
+    """Put a command's options into a call's words."""
     access, options = command.access, command.options
-    inventory = load_inventory(access.nodes, ssh_config=access.ssh_config)
-    return await preview(
-        source,
-        one_node(command.target, inventory),
-        only=options.only,
-        without=options.without,
-        limit_rate=options.limit_rate,
-        deadline=options.deadline,
-        priority=options.priority,
-        sha256=options.sha256,
-        settings={each.name: each.value for each in options.settings},
-        plugins=options.plugins,
-        mirrors=options.mirrors,
-        inventory=inventory,
-        ssh=access.ssh,
-    )
+    return {
+        "only": options.only,
+        "without": options.without,
+        "limit_rate": options.limit_rate,
+        "deadline": options.deadline,
+        "priority": options.priority,
+        "sha256": options.sha256,
+        "settings": {each.name: each.value for each in options.settings},
+        "plugins": options.plugins,
+        "mirrors": options.mirrors,
+        "inventory": inventory,
+        "ssh": access.ssh,
+    }
 
 
 def describe(seen: Preview) -> Iterator[str]:

@@ -121,6 +121,8 @@ def pace(tally: Tally, now: float) -> str:
 
 def outlook(tally: Tally, now: float) -> str:
     """Say what is to be expected: the time left, or why nobody can tell."""
+    if tally.stage == "waiting" and tally.giver is not None:
+        return f"waits for {printable(tally.giver)}"
     if waited := tally.waited(now):
         return f"waiting {whole(waited)}"
     if stalled := tally.stalled(now):

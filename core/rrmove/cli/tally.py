@@ -33,7 +33,8 @@ class Tally:
     """The state of one move; `see()` every event of it.
 
     `durable` bytes of `size` (0 where nobody knows it yet) are on the node, `begun` says that an attempt was started,
-    `committed` that the file took its name, `losses` counts the connections that died.
+    `committed` that the file took its name, `losses` counts the connections that died; `giver` is the sibling that is
+    waited for.
     """
 
     stage: Stage = "connecting"
@@ -44,6 +45,7 @@ class Tally:
     losses: int = 0
     begun: bool = False
     committed: bool = False
+    giver: str | None = None
     _gained: int = 0
     _last_gain: float = 0.0
     _until: float = 0.0
@@ -62,7 +64,7 @@ class Tally:
             case ConnectionLost():
                 self.losses += 1
             case Waiting():
-                self.stage, self._until = "waiting", now + event.seconds
+                self.stage, self._until, self.giver = "waiting", now + event.seconds, event.giver
             case Verified():
                 self.stage, self.durable = "done", self.size
             case Committed() | Finished():

@@ -173,7 +173,10 @@ class OneShot:
     so many bytes are sent, and may block or raise OSError; `moved(start, stop)` after they have left, `kept(start,
     stop)` once a client that got them has come back for more or ended well. `asked()` is called for each connection
     of somebody who has the token, `ended()` after a DELETE was answered; `slice` is how many bytes are sent at once.
+    `visitor` may be another kind of Visit.
     """
+
+    visitor = None
 
     def __init__(
         self, fd, path, token, listener, writable=None, context=None, idle=None, patience=15.0,
@@ -246,7 +249,7 @@ class OneShot:
             patient(raw, self.patience, self.context is not None)
             if self.context is not None:
                 connection = self.context.wrap_socket(raw, server_side=True)
-            visit = Visit(self, connection)
+            visit = (self.visitor or Visit)(self, connection)
             while visit.request() and not self.done.is_set():
                 pass
         except (OSError, ValueError):

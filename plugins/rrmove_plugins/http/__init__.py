@@ -51,9 +51,12 @@ class Http:
             return
         tools = job.facts.get(TOOLS)
         shut = Unusable("a receiver would need python3 there", node=job.request.node.name)
+        offer = job.request.offer
+        if taken := offer is not None and offer.listens:
+            shut = Unusable("the data port is where others pull the file from", node=job.request.node.name)
         back = WayBack(job)
         try:
-            if tools is None or "python3" in tools:
+            if not taken and (tools is None or "python3" in tools):
                 try:
                     await send_direct(job, back.begin)
                 except Shut as error:
