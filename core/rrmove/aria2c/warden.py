@@ -15,6 +15,7 @@ import hashlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import ssl
@@ -117,42 +118,50 @@ class Warden:
             threading.Thread(target=self.pass_on, args=(ours, door), daemon=True).start()
 
     def pass_on(self, ours, door):
+        """Carry one connection: requests there, each with the token added, and answers back.
+
+        In one thread: OpenSSL does not read and write on one connection at the same time, and where it is
+        tried, now and then neither comes to an end.
+        """
+        theirs = None
         try:
             theirs = socket.create_connection((door["host"], door["port"]), 5.0)
-            theirs.settimeout(None)
             if door["fingerprint"]:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS)
                 theirs = context.wrap_socket(theirs)
                 if hashlib.sha256(theirs.getpeercert(True)).hexdigest() != door["fingerprint"]:
                     raise OSError("another certificate than ours")
-            threading.Thread(target=self.ask, args=(ours, theirs, door["token"]), daemon=True).start()
+            mark = ("\r\nAuthorization: Bearer %s\r\n\r\n" % door["token"]).encode("ascii")
             buffer = memoryview(bytearray(PIECE))
+            asked = b""
+            while True:
+                ready = select.select([ours, theirs], [], [])[0]
+                if ours in ready:
+                    piece = ours.recv(1 << 16)
+                    if not piece:
+                        return
+                    # A GET has a head and nothing behind it.
+                    head, end, asked = (asked + piece).rpartition(b"\r\n\r\n")
+                    if end:
+                        theirs.settimeout(None)
+                        theirs.sendall(head.replace(b"\r\n\r\n", mark) + mark)
+                if theirs in ready and not self.bring(theirs, ours, buffer):
+                    return
+        except (OSError, ValueError):
+            pass  # aria2c finds its connection closed, and asks again
+        finally:
+            ours.close()
+            if theirs is not None:
+                theirs.close()
+
+    def bring(self, theirs, ours, buffer):
+        """Pass on what has come; false at its end. That there is something need not mean that it is for us."""
+        theirs.settimeout(0)
+        try:
             while True:
                 got = theirs.recv_into(buffer)
                 if not got:
-                    break
+                    return False
                 ours.sendall(buffer[:got])
-        except (OSError, ValueError):
-            pass  # aria2c finds its connection closed, and asks again
-        ours.close()
-
-    def ask(self, ours, theirs, token):
-        """Add the token to each request; a GET has a head and nothing behind it."""
-        mark = ("\r\nAuthorization: Bearer %s\r\n\r\n" % token).encode("ascii")
-        asked = b""
-        try:
-            while True:
-                piece = ours.recv(1 << 16)
-                if not piece:
-                    break
-                asked += piece
-                head, end, rest = asked.rpartition(b"\r\n\r\n")
-                if end:
-                    theirs.sendall(head.replace(b"\r\n\r\n", mark) + mark)
-                    asked = rest
-        except OSError:
-            pass
-        try:
-            theirs.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
