@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,6 +27,7 @@ from tests.web import OLD, Page, Web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.usefixtures("own_experience"),
@@ -96,7 +96,7 @@ async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 def nothing_runs(here: Here) -> bool:
-    return not processes_with(str(here.node.home)) and not list(Path("/tmp").glob("rrmove-*/asked"))
+    return not processes_with(str(here.node.home)) and not list(here.node.temporary.glob("rrmove-*/asked"))
 
 
 # What arrives

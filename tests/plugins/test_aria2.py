@@ -83,13 +83,13 @@ def arrived(embedded: EmbeddedNode) -> bool:
     ).read_bytes() == DATA
 
 
-def daemons() -> list[int]:
-    return processes_with("--conf-path=/tmp/rrmove-")
+def daemons(node: EmbeddedNode) -> list[int]:
+    return [pid for pid, words in node.processes().items() if "--conf-path=" in words]
 
 
-def aside() -> list[Path]:
+def aside(node: EmbeddedNode) -> list[Path]:
     """The directories of leased programs."""
-    return list(Path("/tmp").glob("rrmove-*/asked"))
+    return list(node.temporary.glob("rrmove-*/asked"))
 
 
 async def test_two_mirrors_at_once(source: Path, embedded: EmbeddedNode) -> None:
@@ -102,14 +102,14 @@ async def test_two_mirrors_at_once(source: Path, embedded: EmbeddedNode) -> None
         assert outcome.bytes_sent == 0
         assert min(one.sent, two.sent) > 3 * MB
         assert len({event.durable for event in seen if isinstance(event, Progressed)}) > 3
-    await until(lambda: not daemons() and not aside())
+    await until(lambda: not daemons(embedded) and not aside(embedded))
 
 
 async def test_it_fetches_from_us_where_no_mirror_is_named(source: Path, embedded: EmbeddedNode) -> None:
     outcome = await move(source, embedded)
     assert arrived(embedded)
     assert outcome.bytes_sent >= len(DATA)
-    await until(lambda: not daemons() and not aside())
+    await until(lambda: not daemons(embedded) and not aside(embedded))
 
 
 async def test_killed_on_its_way_chunked_goes_on_with_what_it_had(
@@ -121,7 +121,7 @@ async def test_killed_on_its_way_chunked_goes_on_with_what_it_had(
         urls = [one.url("/a"), two.url("/b")]
         task = asyncio.create_task(move(source, embedded, "aria2", "chunked", mirrors=urls, on_event=seen.append))
         await until(lambda: any(isinstance(event, Progressed) and event.durable > 12 * MB for event in seen), 20)
-        (pid,) = daemons()
+        (pid,) = daemons(embedded)
         os.kill(pid, signal.SIGKILL)
         outcome = await task
     first, second = outcome.attempts
@@ -193,15 +193,15 @@ async def test_its_errors_in_our_words(
             await move(source, embedded, mirrors=[url])
         assert "embedded" in str(raised.value)
         assert "/a" in str(raised.value)
-    await until(lambda: not daemons() and not aside())
+    await until(lambda: not daemons(embedded) and not aside(embedded))
 
 
 async def test_no_secret_is_seen_and_no_port_is_open_to_others(embedded: EmbeddedNode) -> None:
     with Web({"/model.pth": Page(DATA, rate=3 * MB, login="me:s3cret")}) as web:
         url = web.url("/model.pth", login="me:s3cret")
         task = asyncio.create_task(move(url, embedded))
-        await until(lambda: bool(daemons()) and bool(web.sent))
-        (pid,) = daemons()
+        await until(lambda: bool(daemons(embedded)) and bool(web.sent))
+        (pid,) = daemons(embedded)
         folder = Path(f"/proc/{pid}/cwd").readlink()
         conf = folder / "conf"
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -229,11 +229,11 @@ async def test_no_secret_is_seen_and_no_port_is_open_to_others(embedded: Embedde
 async def test_cancelled_it_leaves_nothing_running(source: Path, embedded: EmbeddedNode) -> None:
     with Web({"/a": Page(DATA, rate=MB)}) as web:
         task = asyncio.create_task(move(source, embedded, mirrors=[web.url("/a")]))
-        await until(lambda: bool(daemons()) and bool(web.sent))
+        await until(lambda: bool(daemons(embedded)) and bool(web.sent))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert not daemons()
-        await until(lambda: not aside())
+        assert not daemons(embedded)
+        await until(lambda: not aside(embedded))
     assert {path.name.rpartition(".")[2] for path in embedded.home.iterdir()} <= {"rrmove-part", "rrmove-journal"}
 
 
@@ -242,13 +242,13 @@ async def test_when_we_are_killed_no_aria2c_is_left(source: Path, embedded: Embe
         argv = [sys.executable, "-m", "rrmove", "auto", "--json", "--only", "aria2", "--mirror", web.url("/a")]
         argv += ["-F", str(embedded.ssh_config), str(source), "embedded"]
         ours = subprocess.Popen(argv, stdout=subprocess.PIPE, cwd=tmp_path)
-        await until(lambda: bool(daemons()) and bool(web.sent))
-        (pid,) = daemons()
+        await until(lambda: bool(daemons(embedded)) and bool(web.sent))
+        (pid,) = daemons(embedded)
         ours.send_signal(signal.SIGKILL)
         ours.wait()
         assert alive(pid)  # it was not for the connection that it ended
         await until(lambda: not alive(pid), 5.0)
-        await until(lambda: not aside())
+        await until(lambda: not aside(embedded))
         assert ours.stdout is not None
         assert json.loads(ours.stdout.readline())
         ours.stdout.close()
