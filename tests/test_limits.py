@@ -157,13 +157,16 @@ async def test_nothing_passes_before_a_share_is_granted_and_the_share_is_given_b
         assert first.rate == P.rate
 
 
-async def test_a_file_that_cannot_be_used_is_told_once_and_each_keeps_the_limit_alone(own_state: Path) -> None:
+async def test_a_file_that_cannot_be_used_is_told_once_and_each_keeps_the_limit_alone(
+    own_state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_state.parent.parent.mkdir()
     own_state.parent.write_text("a file where a directory should be")
     told: list[str] = []
     one, two = TokenBucket(P.rate), TokenBucket(P.rate)
-    limits_module._here._said = ""
+    monkeypatch.setattr(limits_module, "_here", limits_module.Limits())
     async with shared(one, [P], 30, told.append), shared(two, [P], 10, told.append):
+        await asyncio.to_thread(until, lambda: (one.rate, two.rate) == (7.5e6, 2.5e6) and bool(told))
         await asyncio.sleep(0.6)
         assert (one.rate, two.rate) == (7.5e6, 2.5e6)
     assert len(told) == 1
