@@ -416,13 +416,19 @@ class TestAnAudienceSharesOurLine:
 
     def test_a_swarm_and_a_sibling_need_our_line_about_once(self) -> None:
         link, once = Link(rtt=0.02, rate=20e6), self.SIZE / 20e6
-        many = Sharing(audience=20, uplink=20e6, offer=Offer(giver="hub", remaining=once))
+        many = Sharing(audience=20, uplink=20e6, offer=Offer(giver="hub", remaining=once), meets=True)
         seconds = {name: self.reckon(name, link, many).seconds for name in ("chunked", "torrent", "sibling")}
         assert seconds["torrent"] == pytest.approx(1.2 * once, rel=0.25)
         assert seconds["sibling"] == pytest.approx(once, rel=0.25)
         assert seconds["sibling"] < seconds["torrent"] < seconds["chunked"] / 10
         waited = self.reckon("sibling", link, many).terms[-1]
         assert waited[0] == "until hub has all of it"
+
+    def test_a_swarm_of_strangers_gets_it_all_from_us(self) -> None:
+        link = Link(rtt=0.02, rate=20e6)
+        apart = self.reckon("torrent", link, Sharing(audience=20, uplink=20e6))
+        assert apart.seconds == pytest.approx(20 * self.SIZE / 20e6, rel=0.25)
+        assert apart.terms[-1][0] == "shared by 20"
 
     def test_a_giver_that_has_it_all_is_as_quick_as_the_way_between_them(self) -> None:
         offer = Offer(giver="hub", rate=50e6)

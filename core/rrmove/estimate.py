@@ -90,12 +90,14 @@ class Sharing:
 
     `audience` counts those who share our line, this node included; `uplink` is what it was seen to carry,
     `limit_rate` what the user allows all of them together, both in bytes a second, None if unknown or unlimited.
+    `meets` says that this node and others are believed to reach each other: else a swarm gets it all from us.
     """
 
     audience: int = 1
     uplink: float | None = None
     limit_rate: float | None = None
     offer: Offer | None = None
+    meets: bool = False
 
 
 ALONE = Sharing()
@@ -159,13 +161,13 @@ def estimate(  # noqa: PLR0913 - all that an estimate depends on, by name
     """
     if capabilities.route == "sibling":
         link = replace(link, rate=_offered(sharing), life_seconds=None, life_bytes=None)
-    elif capabilities.route == "swarm" and sharing.audience > 1:
+    elif capabilities.route == "swarm" and sharing.audience > 1 and sharing.meets:
         link = replace(link, rate=sharing.uplink or link.rate)
         capabilities = replace(capabilities, overhead=capabilities.overhead * SWARM_PASS)
     alone = _by_lanes(capabilities, missing, size, link, transport, knowledge)
     if capabilities.route == "sibling":
         alone = _waited_for(alone, sharing.offer)
-    elif sharing.audience > 1 and capabilities.route != "swarm":
+    elif sharing.audience > 1 and not (capabilities.route == "swarm" and sharing.meets):
         shared = _shared(link, sharing)
         slower = _by_lanes(capabilities, missing, size, shared, transport, knowledge)
         more = slower.seconds - alone.seconds

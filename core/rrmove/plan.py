@@ -78,7 +78,7 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 transport=name,
                 knowledge=knowledge,
                 seen=way[1],
-                sharing=_sharing(way[0], request, uplink),
+                sharing=_sharing(way[0], request, facts, uplink),
             )
             expected = replace(expected, note=_words_of(way[0], request) + expected.note)
             ranking.append(_ranked(name, expected, _RESUME.index(transport.capabilities.resume)))
@@ -92,12 +92,16 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
     return Plan(tuple(step for _, step in ranking), tuple(refusals))
 
 
-def _sharing(route: Route, request: Request, uplink: float | None) -> Sharing:
+def _sharing(route: Route, request: Request, facts: Facts, uplink: float | None) -> Sharing:
     """Say how the others who get the file at the same time bear on a route."""
     elsewhere = request.options.mirrors or isinstance(request.source, Remote)
     through_us = route in THROUGH_US or (route == "web" and not elsewhere)
     audience = request.audience if through_us or route == "swarm" else 1
-    return Sharing(audience=audience, uplink=uplink, limit_rate=request.options.limit_rate, offer=request.offer)
+    # A torrent port that let us in lets others in; a node that lets nobody in gets all it needs from us.
+    state = (facts.get(PORTS) or {}).get(request.node.ports.torrent)
+    meets = state in {"open", "refused"} or (request.offer is not None and request.offer.giver is not None)
+    limit = request.options.limit_rate
+    return Sharing(audience=audience, uplink=uplink, limit_rate=limit, offer=request.offer, meets=meets)
 
 
 def require_route(plan: Plan, node: Node) -> Plan:
