@@ -12,7 +12,7 @@ from rrmove.errors import RRMoveError, TransportError, Unusable
 from rrmove.events import Finished, Progressed
 from rrmove.lease import LeaseLost
 from rrmove.model import Offer
-from rrmove.probe import PORTS, TOOLS
+from rrmove.probe import PORTS, RTT, TOOLS
 from rrmove.siblings import choice
 from rrmove.siblings.choice import Member
 from rrmove.siblings.door import Door, open_door, reached
@@ -252,15 +252,21 @@ class Seat:
 
     async def _try(self, key: str) -> None:
         """Try one door from this node; what cannot be tried was not reached."""
-        door = self.among.seats[key].door
+        other = self.among.seats[key]
+        door = other.door
         self.me.reached[key] = False
         if door is None or self.session is None:
             return
         with contextlib.suppress(TransportError):
-            host = await reached(self.session, door)
+            host = await reached(self.session, door, choice.trying(self.rtt, other.rtt))
             if host is not None:
                 self.hosts[key] = host
                 self.me.reached[key] = True
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds of a round trip from here, None if unknown."""
+        return self.facts.get(RTT) if self.facts is not None else None
 
     def _ports(self) -> list[int]:
         assert self.node is not None

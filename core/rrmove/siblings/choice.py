@@ -28,6 +28,7 @@ CROWD = 16  # where there is none: as many as moves are at work; a data centre's
 STALL = 5.0  # s
 SEEKING = 1.0  # s that a node looks for a giver before it is fed like any other
 TRYING = 0.5  # s that a node tries to connect; a SYN that was lost is sent again after 1 s, round trips are 0.3 at most
+SURE = 0.1  # s of it that a busy node may take; the rest is for the way, which is seldom longer than the one by us
 OPENING = 3.0  # s for a door that is being opened: a busy node takes as long to start a Python
 BETTER = 0.3  # s that everyone waits for a node with a port that was seen open, where there may be one
 HEAL = 1.5  # s for a giver that was killed to be started anew, while its node goes on
@@ -97,6 +98,13 @@ def ports_for(ports: Ports, seen: Mapping[int, PortState] | None, *, data: bool)
         wanted.reverse()
     shut = {port for port in wanted if (seen or {}).get(port) in {"filtered", "unreachable"}}
     return [*(port for port in wanted if port not in shut), *sorted(shut), 0]
+
+
+def trying(one: float | None, other: float | None) -> float:
+    """Say how many seconds a node tries to reach another one, of whom the round trips from here are given."""
+    if one is None or other is None:
+        return TRYING
+    return min(TRYING, SURE + 1.5 * (one + other))
 
 
 def worth(missing: int, audience: int, uplink: float) -> bool:

@@ -69,8 +69,8 @@ async def open_door(session: Session, file: str | None, size: int, ports: Sequen
     return Door(tuple(dict.fromkeys(host for host in hosts if host)), endpoint, lease)
 
 
-async def reached(session: Session, door: Door) -> str | None:
-    """Have a node try a door at all its addresses; gives the first that leads there, None where none does.
+async def reached(session: Session, door: Door, seconds: float = TRYING) -> str | None:
+    """Have a node try a door at all its addresses, for so long; gives the first that leads there, None where none does.
 
     Loopback is another machine on each node: it counts only where we reach the node itself by it.
     """
@@ -79,7 +79,7 @@ async def reached(session: Session, door: Door) -> str | None:
     hosts = [host for host in door.hosts if here or not _loopback(host)]
 
     async def state(host: str) -> object:
-        return (await ask(session, "reach", host=host, port=door.endpoint.port, timeout=TRYING)).get("state")
+        return (await ask(session, "reach", host=host, port=door.endpoint.port, timeout=seconds)).get("state")
 
     states = await asyncio.gather(*(state(host) for host in hosts))
     return next((host for host, said in zip(hosts, states, strict=True) if said == "open"), None)
