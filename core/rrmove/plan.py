@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import estimate, link_of
 from rrmove.model import Plan, Refusal, Remote, Step
-from rrmove.probe import CLEAN, PORTS, REACH
+from rrmove.probe import CLEAN, PORTS, REACH, port_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rrmove.estimate import Link
     from rrmove.knowledge import Knowledge, Life
     from rrmove.model import Estimate, Node, Options, Request, Route
-    from rrmove.probe import Facts, PortState
+    from rrmove.probe import Facts
     from rrmove.transport import Capabilities, Transport
 
 FLOOR = "chunked"  # needs one open port and nothing installed: leads where nothing else is finite
@@ -125,10 +125,10 @@ def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
     if route == "direct":
         state = (facts.get(PORTS) or {}).get(node.ports.data)
         if state in {"filtered", "unreachable"}:
-            return f"port {node.ports.data} of the node is {state}"
+            return f"port {node.ports.data} of the node is {port_in_words(facts, node.ports.data)}"
         return None if state is None else False  # refused: nothing listens there yet
     if route == "swarm":
-        return _swarm_shut((facts.get(PORTS) or {}).get(node.ports.torrent), facts.get(REACH), node.ports.torrent)
+        return _swarm_shut(facts, node.ports.torrent)
     elsewhere = request.options.mirrors or isinstance(request.source, Remote)
     if route == "reverse" or (route == "web" and not elsewhere):
         reach = facts.get(REACH)
@@ -136,14 +136,15 @@ def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
     return False
 
 
-def _swarm_shut(state: PortState | None, reach: bool | None, port: int) -> str | bool | None:  # noqa: FBT001
+def _swarm_shut(facts: Facts, port: int) -> str | bool | None:
     """Say whether a swarm can form: it is enough that one of both ends reaches the other."""
+    state, reach = (facts.get(PORTS) or {}).get(port), facts.get(REACH)
     blocked = state in {"filtered", "unreachable"}
     if reach or not (blocked or state is None):
         return False
     if reach is None or not blocked:
         return None
-    return f"port {port} of the node is {state}, and the node cannot reach us"
+    return f"port {port} of the node is {port_in_words(facts, port)}, and the node cannot reach us"
 
 
 TEXT = 4 / 3  # bytes on the wire for each one where lanes have to be of text

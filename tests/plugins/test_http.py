@@ -17,7 +17,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -32,6 +32,7 @@ from rrmove.oneshot.server import Unsealed
 from rrmove.probe import Facts
 from rrmove.testing import EmbeddedNode, Faults
 from rrmove_plugins.http import Http, direct, line, reverse
+from rrmove_plugins.http.places import Place
 from rrmove_plugins.http.trust import plain_allowed
 from tests.plugins.proxy import Proxy
 from tests.ssh.local import LocalSession, until
@@ -94,13 +95,13 @@ def through(proxy: Proxy, port: int, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     """Have a proxy stand in the way to the data port."""
     proxy.port = port
 
-    async def resolved(_job: object) -> tuple[int, tuple[Any, ...]]:
-        return socket.AF_INET, proxy.place
+    async def places(_job: object) -> list[Place]:
+        return [Place("node", socket.AF_INET, proxy.place, seen=True)]
 
     async def knocked(_place: object, _seconds: float) -> str:
         return "refused"  # behind the proxy nothing listens yet
 
-    monkeypatch.setattr(direct, "_resolved", resolved)
+    monkeypatch.setattr(direct, "places_of", places)
     monkeypatch.setattr(direct, "knock", knocked)
     return proxy
 
