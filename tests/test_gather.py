@@ -199,7 +199,7 @@ def test_everything_at_once() -> None:
     session = MemorySession(node=Node(name="n1", ports=Ports(torrent=closed)))
     with listener() as data:
         facts, _ = learn(session, address=(HERE, 22), ports=[data, closed], grace=None, emit=heard.append)
-    assert facts.answers.keys() >= {probe.name for probe in STANDARD} - {"reach"}
+    assert facts.answers.keys() >= {probe.name for probe in STANDARD} - {"reach", "places"}
     tools, system, space = facts.get(TOOLS), facts.get(SYSTEM), facts.get(SPACE)
     assert tools is not None
     assert "python3" in tools

@@ -48,15 +48,18 @@ class Place:
 async def places_of(job: Job) -> list[Place]:
     """Find where the node's data port may be reached: the address that SSH uses first, then the nearest.
 
-    Left out are those where a probe saw it shut. Raises Shut where none is left.
+    Left out are those where a probe saw it shut or did not look, since another machine is there; without a probe all
+    are given. Raises Shut where none is left.
     """
     node = job.request.node
     port, name = node.ports.data, node.name
     address = await job.session.address()
     ours = address[0] if address is not None else None
     seen = (job.facts.get(PLACES) or {}).get(port, {})
-    known = dict(seen) or ({ours: state} if ours and (state := (job.facts.get(PORTS) or {}).get(port)) else {})
-    hosts = dict.fromkeys([*([ours] if ours else []), *seen, *(each.host for each in node.nearest)])
+    state = (job.facts.get(PORTS) or {}).get(port)
+    known = dict(seen) or ({ours: state} if ours and state else {})
+    further = [each.host for each in node.nearest] if state is None else seen
+    hosts = dict.fromkeys([*([ours] if ours else []), *further])
     if not hosts:
         raise Shut("there is no direct way to the node, only one through a proxy or jump host", node=name)
     shut: dict[str, str] = {host: state for host, state in known.items() if state in {"filtered", "unreachable"}}
