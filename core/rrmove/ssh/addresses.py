@@ -187,7 +187,7 @@ class Addresses:
                 own = self._config.hostname
                 if former is None:
                     taken = {own}
-                ranked.append((KINDS.index(kinds.get(own, "public")), own, self._config.port))
+                ranked.insert(0, (KINDS.index(kinds.get(own, "public")), own, self._config.port))
             wrong = {host for host, _ in self._excluded}
             return tuple(
                 (host, port)
