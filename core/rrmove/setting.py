@@ -192,7 +192,7 @@ class Setting:
         name = self.request.node.name
         known = None if fresh else self.experience.known_facts(name, time.time())
         # Where the node has got another address since, nobody has looked there.
-        asked = {host for host, _ in self.session.addresses.others()}
+        asked = {host for host, _ in self.session.addresses.others(last=True)}
         if known is not None and asked <= {host for each in (known.get(PLACES) or {}).values() for host in each}:
             self.remembered = True
             return known

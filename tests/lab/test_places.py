@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rrmove.oneshot.certificate import make_certificate
-from tests.lab.moving import MB, arrive, auto, fresh, make, nothing_runs, put, rrmove
+from tests.lab.moving import MB, Running, arrive, auto, fresh, make, nothing_runs, put, rrmove
 from tests.lab.processes import wait_until
 from tests.lab.profiles import Profile
 from tests.lab.test_ports import sparse
@@ -191,6 +191,23 @@ def test_where_ssh_goes_itself_plain_http_is_as_good_as_ever(here: Lab, source: 
         assert counted(here, "twin", "everything") > source.size
         assert counted(here, "twin", "puts") > 0
         assert counted(here, "twin", "greetings") == 0
+
+
+@pytest.mark.campaign
+def test_where_the_port_is_shut_midway_the_next_address_goes_on(here: Lab, tmp_path: Path) -> None:
+    nodes, large = inventory(tmp_path, "twin", MESH), make(tmp_path / "large.bin", 40 * MB)
+    words = ("--only", "http", "--limit-rate", "10M", *nodes)
+    with mesh(here, "twin"), Running(here, large, "twin:/data/large.bin", *words) as move:
+        move.until(0.3)
+        assert counted(here, "twin", "everything") < 10_000  # a greeting
+        with filtered(here):
+            done = move.done()
+        assert done.code == 0, done.err
+        assert attempts(done)[-1] == ("http", True)
+        assert counted(here, "twin", "everything") > 0.3 * large.size
+    assert here.sha256("twin", "/data/large.bin") == large.digest
+    assert done.last["bytes_sent"] < 1.5 * large.size
+    nothing_runs(here, "twin")
 
 
 @pytest.mark.parametrize("case", [*STRANGERS, pytest.param("its host key was seen", marks=pytest.mark.campaign)])

@@ -169,13 +169,14 @@ class Addresses:
             places.insert(0, (last.address, last.port))
         return list(dict.fromkeys(places))
 
-    def others(self) -> tuple[tuple[str, int | None], ...]:
+    def others(self, *, last: bool = False) -> tuple[tuple[str, int | None], ...]:
         """Give the node's addresses besides the one in use, the nearest first: host, and SSH's port where it is known.
 
-        While nobody has answered yet, the one that was in use last. Machines that showed another key are left out.
+        While nobody has answered, that is ssh_config's own; with `last` the one that was in use last. Machines that
+        showed another key are left out.
         """
         with self._guard:
-            former = self.used or self.answered or self._last
+            former = self.used or self.answered or (self._last if last else None)
             taken = {former.host, former.address} if former is not None else set()
             ranked: list[tuple[int, str, int | None]] = [
                 (KINDS.index(each.kind), each.host, each.port)
