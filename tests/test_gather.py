@@ -24,6 +24,7 @@ from rrmove.probe import (
     CLEAN,
     CLIENT,
     DHT,
+    PLACES,
     PORTS,
     REACH,
     RTT,
@@ -199,7 +200,7 @@ def test_everything_at_once() -> None:
     session = MemorySession(node=Node(name="n1", ports=Ports(torrent=closed)))
     with listener() as data:
         facts, _ = learn(session, address=(HERE, 22), ports=[data, closed], grace=None, emit=heard.append)
-    assert facts.answers.keys() >= {probe.name for probe in STANDARD} - {"reach"}
+    assert facts.answers.keys() >= {probe.name for probe in STANDARD} - {"reach", "places"}
     tools, system, space = facts.get(TOOLS), facts.get(SYSTEM), facts.get(SPACE)
     assert tools is not None
     assert "python3" in tools
@@ -310,6 +311,61 @@ def test_without_a_direct_way_nothing_is_said_about_ports() -> None:
     facts, seconds = learn(MemorySession(), [CLEAN, PORTS, DHT], address=None, ports=[closed_port()])
     assert facts.answers.keys() == {"clean", "rtt"}
     assert seconds < 0.3
+
+
+# Ports at further addresses
+
+OTHER = "127.0.0.2"
+
+
+def test_ports_are_looked_for_at_all_addresses() -> None:
+    with listener(full=True) as filtered, socket.create_server((OTHER, filtered)):
+        facts, seconds = learn(
+            MemorySession(), [PORTS], address=(HERE, 22), ports=[filtered], elsewhere=[(OTHER, None), (HERE, 22)]
+        )
+    assert facts.get(PORTS) == {filtered: "open"}
+    assert facts.get(PLACES) == {filtered: {HERE: "filtered", OTHER: "open"}}
+    assert seconds < 1
+
+
+def test_further_addresses_that_are_silent_cost_no_more_than_a_silent_port() -> None:
+    silent = [(f"192.0.2.{number}", None) for number in range(1, 9)]
+    with listener() as data:
+        facts, seconds = learn(MemorySession(), [PORTS], address=(HERE, 22), ports=[data], elsewhere=silent)
+    assert facts.get(PORTS) == {data: "open"}
+    assert seconds < 1  # 0.3 s, however many they are
+
+
+def test_without_a_direct_way_a_further_address_may_be_one() -> None:
+    with socket.create_server((OTHER, 0)) as data:
+        port = data.getsockname()[1]
+        slow = MemorySession(lane=MemoryLane(delay=0.05))
+        facts, _ = learn(slow, [PORTS, DHT, RTT], address=None, ports=[port], elsewhere=[(OTHER, None)])
+    assert facts.get(PORTS) == {port: "open"}
+    assert facts.get(PLACES) == {port: {OTHER: "open"}}
+    assert DHT.name not in facts.answers
+    rtt = facts.get(RTT)
+    assert rtt is not None
+    assert rtt >= 0.05  # who answers there says nothing of the way that SSH takes
+
+
+def test_the_port_of_ssh_is_left_alone_at_further_addresses_too() -> None:
+    with socket.create_server((OTHER, 0)) as sshd:
+        port = sshd.getsockname()[1]
+        facts, _ = learn(MemorySession(), [PORTS], address=(HERE, 22), ports=[port], elsewhere=[(OTHER, port)])
+        sshd.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            sshd.accept()
+    assert facts.get(PLACES) == {port: {HERE: "refused"}}
+
+
+def test_a_further_name_that_cannot_be_resolved_is_no_way() -> None:
+    with listener() as data:
+        nobody = "no-such-host.invalid"
+        facts, _ = learn(
+            MemorySession(), [PORTS], address=(HERE, 22), ports=[data], elsewhere=[(nobody, None)], grace=5.0
+        )
+    assert facts.get(PLACES) == {data: {HERE: "open", nobody: "unreachable"}}
 
 
 # The node's way to us

@@ -146,6 +146,13 @@ def test_a_route_counts_where_it_was_seen_open_from_the_right_side(
         assert bool(doubts) == (expected == "doubted")
 
 
+def test_a_refusal_names_the_addresses_that_were_tried() -> None:
+    facts = Facts({"ports": "8780 filtered", "places": "8780 filtered 203.0.113.9\n8780 filtered 100.64.0.7"})
+    kind = Capabilities(resume="exact", route="direct", ranges=True)
+    plan = make_plan(request(), facts, Knowledge(), {"x": cast("Transport", Stub("x", kind, None))})
+    assert plan.refusals == (Refusal("x", "port 8780 of the node is filtered at 203.0.113.9 and 100.64.0.7"),)
+
+
 def test_a_port_that_nobody_saw_open_does_not_come_first_although_it_is_not_refused() -> None:
     big = request(size=1024 * MIB)
     kinds = transports()

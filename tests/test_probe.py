@@ -27,6 +27,7 @@ from rrmove.probe import (
     Facts,
     Probe,
     describe,
+    port_in_words,
 )
 
 RECORDED = Path(__file__).parent / "probes"
@@ -184,6 +185,26 @@ def test_newer_answers_cover_older_ones() -> None:
     assert (newer.get(PORTS), newer.taken) == ({22: "refused"}, 2.0)
     assert facts.get(PORTS) == {22: "open"}
     assert newer.without(PORTS).answers == {"dht": "silent"}
+
+
+PLACES_SEEN = [
+    ("8780 open", None, "open", "open"),
+    (None, None, "not seen", "not seen"),
+    ("8780 open", "8780 filtered a\n8780 open b", "open at b and filtered at a", "open at b"),
+    ("8780 open", "8780 open b\n8780 open a", "open at b and a", "open at b and a"),
+    ("8780 filtered", "8780 filtered a\n8780 filtered b", "filtered at a and b", "filtered"),
+    ("8780 filtered", "8780 unreachable a\n8780 filtered b", "filtered at b and unreachable at a", "filtered"),
+    ("8780 refused", "6881 open b", "refused", "refused"),
+]
+
+
+@pytest.mark.parametrize(("ports", "places", "everywhere", "best"), PLACES_SEEN)
+def test_where_a_port_was_seen_in_words(ports: str | None, places: str | None, everywhere: str, best: str) -> None:
+    answers = {name: text for name, text in (("ports", ports), ("places", places)) if text is not None}
+    assert port_in_words(Facts(answers), 8780) == everywhere
+    assert port_in_words(Facts(answers), 8780, everywhere=False) == best
+    assert describe(Facts(answers)).get("ports") == (None if ports is None else f"8780 {best}")
+    assert "places" not in describe(Facts(answers))
 
 
 def test_description_is_for_the_eye() -> None:

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from rrmove.oneshot.endpoint import Endpoint
     from rrmove.oneshot.here import Serving, serve_once
     from rrmove.oneshot.there import serve_there
-    from rrmove.probe import CLEAN, CLIENT, DHT, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
+    from rrmove.probe import CLEAN, CLIENT, DHT, PLACES, PORTS, REACH, RTT, SPACE, SYSTEM, TOOLS, Facts, Probe
     from rrmove.program import Ended, run_program
     from rrmove.remote import RemotePart
     from rrmove.session import FilePart, Lane, Reply, Session
@@ -137,7 +137,20 @@ _HOMES = {
     "oneshot.endpoint": ("Endpoint",),
     "oneshot.here": ("Serving", "serve_once"),
     "oneshot.there": ("serve_there",),
-    "probe": ("CLEAN", "CLIENT", "DHT", "Facts", "PORTS", "Probe", "REACH", "RTT", "SPACE", "SYSTEM", "TOOLS"),
+    "probe": (
+        "CLEAN",
+        "CLIENT",
+        "DHT",
+        "Facts",
+        "PLACES",
+        "PORTS",
+        "Probe",
+        "REACH",
+        "RTT",
+        "SPACE",
+        "SYSTEM",
+        "TOOLS",
+    ),
     "program": ("Ended", "run_program"),
     "remote": ("RemotePart",),
     "session": ("FilePart", "Lane", "Reply", "Session"),
@@ -152,6 +165,7 @@ __all__ = [
     "CLEAN",
     "CLIENT",
     "DHT",
+    "PLACES",
     "PORTS",
     "REACH",
     "RTT",

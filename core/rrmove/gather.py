@@ -18,6 +18,7 @@ from rrmove.probe import (
     CLEAN,
     CLIENT,
     DHT,
+    PLACES,
     PORTS,
     REACH,
     RTT,
@@ -67,15 +68,18 @@ class _View:
     """What has been seen so far; times are the loop's, in seconds.
 
     A port stands as filtered and the DHT as silent from the first knock until they say something.
+    `hosts` are the addresses that are knocked at, `host` is SSH's.
     """
 
     begun: float
+    host: str | None
+    hosts: Mapping[str, int | None]
     answers: dict[str, str] = field(default_factory=dict)
     trips: list[float] = field(default_factory=list)
     clean: bool | None = None
     python: str = ""
-    knocked: float | None = None
-    ports: dict[tuple[int, int], PortState] = field(default_factory=dict)  # by port and family
+    knocked: dict[str, float] = field(default_factory=dict)
+    ports: dict[tuple[str, int, int], PortState] = field(default_factory=dict)  # by host, port and family
     dht: DHTState | None = None
     reach: str | None = None
     reach_asked: float | None = None
@@ -100,20 +104,26 @@ class _View:
 
     def knocks_due(self, grace: float | None) -> float:
         """Tell until when to wait for silent ports, as far as is known now."""
-        knocked = self.begun if self.knocked is None else self.knocked
+        knocked = min(self.knocked.values(), default=self.begun)  # who is late makes nobody wait
         return max(knocked + self.silence, self.begun + (grace or 0.0))
 
     def record(self, until: float) -> dict[str, str]:
         """Write the measured answers; silence that was too short by `until` is no answer."""
         answers = dict(self.answers)
-        hushed = self.knocked is None or self.knocked + self.silence > until
+        hushed = {host for host, knocked in self.knocked.items() if knocked + self.silence > until}
         states: dict[int, PortState] = {}
+        places: dict[tuple[int, str], PortState] = {}
         for state in reversed(_BEST):
-            heard = {port for (port, _), said in self.ports.items() if said == state}
-            states.update({} if hushed and state == "filtered" else dict.fromkeys(heard, state))
+            said = [(host, port) for (host, port, _), each in self.ports.items() if each == state]
+            heard = [(host, port) for host, port in said if not (state == "filtered" and host in hushed)]
+            states.update({port: state for _, port in heard})
+            places.update({(port, host): state for host, port in heard})
         if states:
             answers[PORTS.name] = "\n".join(f"{port} {states[port]}" for port in sorted(states))
-        if self.dht and not (hushed and self.dht == "silent"):
+        if states and self.hosts.keys() - {self.host}:
+            found = [(port, host) for port in sorted(states) for host in self.hosts if (port, host) in places]
+            answers[PLACES.name] = "\n".join(f"{port} {places[port, host]} {host}" for port, host in found)
+        if self.dht and not (self.host in hushed and self.dht == "silent"):
             answers[DHT.name] = self.dht
         if self.trips:
             answers[RTT.name] = f"{self.rtt:.6f}"
@@ -137,13 +147,17 @@ async def gather(  # noqa: PLR0913  two that everyone gives, the rest by name
     address: tuple[str, int] | None,
     ports: Iterable[int],
     grace: float | None,
+    elsewhere: Iterable[tuple[str, int | None]] = (),
     emit: Emit = _unheard,
 ) -> Facts:
     """Find out what is to be known about a node.
 
     One login asks all snippets at once; meanwhile `ports` and the torrent port's DHT are tried at
     `address`: host and SSH port, None where there is no direct way. (SSH's own port is not
-    knocked at, as sshd punishes bare connects: the login shows that it is open.)
+    knocked at, as sshd punishes bare connects: the login shows that it is open.) `elsewhere` are the
+    node's further addresses, with SSH's port there where it is known: the ports are tried at all of them
+    at once, under the same rules; who is found there need not be the node, so that nothing else is
+    asked or timed there.
 
     `grace` is how many seconds from the start silence may last before it is a fact. None means
     as little as tells something: 0.3 s or four round trips from the first knock, which a cold
@@ -159,7 +173,10 @@ async def gather(  # noqa: PLR0913  two that everyone gives, the rest by name
     wanted = {probe.name: probe for probe in probes}
     begun = time.monotonic()
     try:
-        answers = await _gather(session, wanted, address, ports, grace)
+        hosts: dict[str, int | None] = dict([address] if address is not None else [])
+        hosts |= {host: port for host, port in elsewhere if host not in hosts}
+        view = _View(asyncio.get_running_loop().time(), address[0] if address is not None else None, hosts)
+        answers = await _gather(session, view, wanted, ports, grace)
     except BaseExceptionGroup as group:
         error = foremost(group)
         raise error from error.__cause__
@@ -170,20 +187,19 @@ async def gather(  # noqa: PLR0913  two that everyone gives, the rest by name
 
 async def _gather(
     session: Session,
+    view: _View,
     wanted: Mapping[str, Probe[Any]],
-    address: tuple[str, int] | None,
     ports: Iterable[int],
     grace: float | None,
 ) -> dict[str, str]:
     now = asyncio.get_running_loop().time
-    view = _View(now())
     asks = {name: _words(probe, grace) for name, probe in wanted.items() if probe.ask is not None}
     knocks = {port for port in ports if 0 < port <= LAST_PORT and PORTS.name in wanted}
     looking = reaching = None
     async with asyncio.TaskGroup() as group:
-        if address is not None:
+        if view.hosts:
             torrent = session.node.ports.torrent if DHT.name in wanted else None
-            looking = group.create_task(_look(view, address, knocks, torrent))
+            looking = group.create_task(_look(view, knocks, torrent))
         lane = await session.control()
         if grace is not None or REACH.name in wanted:
             reaching = group.create_task(_reach(view, lane))
@@ -191,8 +207,9 @@ async def _gather(
         await _feel(view, lane, asking)
         answered = now() + ANSWERS_WITHIN
         await _until(lambda: answered, asking)
-        if address is not None and address[1] in knocks:
-            view.ports[address[1], 0] = "open"
+        ssh_port = view.hosts.get(view.host or "")
+        if ssh_port in knocks:
+            view.ports[view.host or "", ssh_port, 0] = "open"
         await _until(lambda: view.reach_due(grace), reaching)
         await _until(lambda: view.knocks_due(grace), looking)
         judged = now()
@@ -292,21 +309,28 @@ async def _reach(view: _View, lane: Lane) -> None:
 # From our side
 
 
-async def _look(view: _View, address: tuple[str, int], ports: Collection[int], torrent: int | None) -> None:
-    """Knock at all ports at once. Ends when all have answered, or when it is cancelled."""
-    loop = asyncio.get_running_loop()
-    host, ssh_port = address
+async def _look(view: _View, ports: Collection[int], torrent: int | None) -> None:
+    """Knock at all ports of all addresses at once. Ends when all have answered, or when it is cancelled."""
+    async with asyncio.TaskGroup() as group:
+        for host in view.hosts:
+            group.create_task(_look_at(view, host, ports, torrent if host == view.host else None))
+
+
+async def _look_at(view: _View, host: str, ports: Collection[int], torrent: int | None) -> None:
+    loop, ssh_port = asyncio.get_running_loop(), view.hosts[host]
     try:
         found = await _resolve(host)
     except (OSError, UnicodeError):
-        return  # a name that only ssh can resolve
+        if host != view.host:  # else it is a name that only ssh can resolve
+            view.ports |= {(host, port, 0): "unreachable" for port in ports}
+        return
     places = {family: place for family, _, _, _, place in reversed(found)}  # the first of each
-    view.knocked = loop.time()
+    view.knocked[host] = loop.time()
     async with asyncio.TaskGroup() as group:
         for family, (number, _, *scope) in places.items():
             for port in ports:
                 if port != ssh_port:
-                    group.create_task(_knock(view, family, (number, port, *scope)))
+                    group.create_task(_knock(view, host, family, (number, port, *scope)))
         if torrent is not None:
             group.create_task(_ping(view, host, torrent))
 
@@ -320,9 +344,9 @@ async def _resolve(host: str) -> list[tuple[Any, ...]]:
         return [*await loop.getaddrinfo(host, None, type=TCP)]
 
 
-async def _knock(view: _View, family: int, place: tuple[Any, ...]) -> None:
+async def _knock(view: _View, host: str, family: int, place: tuple[Any, ...]) -> None:
     loop = asyncio.get_running_loop()
-    key = (place[1], family)
+    key = (host, place[1], family)
     view.ports[key] = "filtered"
     begun = loop.time()
     try:
@@ -330,8 +354,9 @@ async def _knock(view: _View, family: int, place: tuple[Any, ...]) -> None:
             knock.settimeout(0)
             await loop.sock_connect(knock, place)
         view.ports[key] = "open"
-        # A refusal may come from a packet filter close by; whoever accepts is taken for the node.
-        view.trips.append(loop.time() - begun)
+        # A refusal may come from a packet filter close by; whoever accepts where SSH is, is taken for the node.
+        if host == view.host:
+            view.trips.append(loop.time() - begun)
     except OSError as error:
         if error.errno in _STATES:
             view.ports[key] = _STATES[error.errno]

@@ -28,6 +28,9 @@ TORRENT_PORT = 6881  # BitTorrent's and its DHT's customary port
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
+KINDS = ("lan", "public", "tailscale")  # of addresses, the nearest first; Tailscale may lead through a relay
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """One way to name a node on a network; `port` is SSH's there, where it is not the node's usual one."""
@@ -117,6 +120,11 @@ class Node:
     ports: Ports = field(default_factory=Ports)
     settings: tuple[Given, ...] = ()
     extra: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def nearest(self) -> tuple[Address, ...]:
+        """Its further addresses, the nearest first."""
+        return tuple(sorted(self.addresses, key=lambda each: KINDS.index(each.kind)))
 
     @property
     def all_limits(self) -> tuple[Limit, ...]:

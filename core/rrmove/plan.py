@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from rrmove.errors import NoRouteError, UsageError
 from rrmove.estimate import THROUGH_US, Sharing, estimate, link_of
 from rrmove.model import Plan, Refusal, Remote, Step
-from rrmove.probe import CLEAN, PORTS, REACH
+from rrmove.probe import CLEAN, PORTS, REACH, port_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rrmove.estimate import Link
     from rrmove.knowledge import Knowledge, Life
     from rrmove.model import Estimate, Node, Options, Request, Route
-    from rrmove.probe import Facts, PortState
+    from rrmove.probe import Facts
     from rrmove.transport import Capabilities, Transport
 
 NOBODY = "no other node is known that gets this file now and passes it on"
@@ -144,15 +144,15 @@ def _way(capabilities: Capabilities, request: Request, facts: Facts) -> tuple[Ro
 
 def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
     """Say why a route leads nowhere: False where it was seen open, None where nobody has looked."""
-    ports, node, offer = facts.get(PORTS) or {}, request.node, request.offer
+    node, offer = request.node, request.offer
     elsewhere = request.options.mirrors or isinstance(request.source, Remote)
     match route:
         case "direct" if offer is not None and offer.listens:
             return f"port {node.ports.data} of the node is where others pull the file from"
         case "direct":
-            return _direct_shut(ports.get(node.ports.data), node.ports.data)
+            return _direct_shut(facts, node.ports.data)
         case "swarm":
-            return _swarm_shut(ports.get(node.ports.torrent), facts.get(REACH), node.ports.torrent)
+            return _swarm_shut(facts, node.ports.torrent)
         case "sibling":
             return False if offer is not None and offer.giver is not None else offer.why if offer else NOBODY
         case "reverse" | "web" if route == "reverse" or not elsewhere:
@@ -161,20 +161,22 @@ def _shut(route: Route, request: Request, facts: Facts) -> str | bool | None:
     return False
 
 
-def _direct_shut(state: PortState | None, port: int) -> str | bool | None:
+def _direct_shut(facts: Facts, port: int) -> str | bool | None:
+    state = (facts.get(PORTS) or {}).get(port)
     if state in {"filtered", "unreachable"}:
-        return f"port {port} of the node is {state}"
+        return f"port {port} of the node is {port_in_words(facts, port)}"
     return None if state is None else False  # refused: nothing listens there yet
 
 
-def _swarm_shut(state: PortState | None, reach: bool | None, port: int) -> str | bool | None:  # noqa: FBT001
+def _swarm_shut(facts: Facts, port: int) -> str | bool | None:
     """Say whether a swarm can form: it is enough that one of both ends reaches the other."""
+    state, reach = (facts.get(PORTS) or {}).get(port), facts.get(REACH)
     blocked = state in {"filtered", "unreachable"}
     if reach or not (blocked or state is None):
         return False
     if reach is None or not blocked:
         return None
-    return f"port {port} of the node is {state}, and the node cannot reach us"
+    return f"port {port} of the node is {port_in_words(facts, port)}, and the node cannot reach us"
 
 
 TEXT = 4 / 3  # bytes on the wire for each one where lanes have to be of text

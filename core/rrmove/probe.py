@@ -257,6 +257,17 @@ def _ports(answer: str) -> Mapping[int, PortState] | None:
     return MappingProxyType(ports) or None
 
 
+def _places(answer: str) -> Mapping[int, Mapping[str, PortState]] | None:
+    places: dict[int, dict[str, PortState]] = {}
+    for line in answer.splitlines():
+        port, _, rest = line.partition(" ")
+        state, _, host = rest.partition(" ")
+        number = _count(port)
+        if number is not None and host and state in get_args(PortState):
+            places.setdefault(number, {})[host] = cast("PortState", state)
+    return MappingProxyType({port: MappingProxyType(places[port]) for port in places}) or None
+
+
 def _seconds(answer: str) -> float | None:
     found = re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", answer.strip())
     return float(found[0]) if found else None
@@ -281,7 +292,15 @@ SPACE: Probe[Mapping[str, int]] = Probe("space", _ASK_SPACE, _space)
 RTT: Probe[float] = Probe("rtt", None, _seconds)
 """Seconds there and back."""
 PORTS: Probe[Mapping[int, PortState]] = Probe("ports", None, _ports)
-"""TCP ports as seen from here; one that is not in the mapping was not looked at."""
+"""TCP ports as seen from here; one that is not in the mapping was not looked at.
+
+Of several addresses it is the best that any of them showed; PLACES has which.
+"""
+PLACES: Probe[Mapping[int, Mapping[str, PortState]]] = Probe("places", None, _places)
+"""The same ports at each of a node's several addresses, by host: the one that SSH uses first, then the nearest.
+
+Unknown where there is one address. At all but SSH's it is not certain that the machine there is the node.
+"""
 REACH: Probe[bool] = Probe(
     "reach",
     None,
@@ -297,7 +316,7 @@ ADDRESS: Probe[str] = Probe("address", None, lambda answer: answer.strip() or No
 """Of a node with several addresses: which one is used, and what the others did that were tried."""
 
 STANDARD: tuple[Probe[Any], ...] = (
-    TOOLS, SYSTEM, CLIENT, SPACE, RTT, PORTS, REACH, DHT, CLEAN,
+    TOOLS, SYSTEM, CLIENT, SPACE, RTT, PORTS, PLACES, REACH, DHT, CLEAN,
 )  # fmt: skip
 
 
@@ -323,6 +342,20 @@ def _about(system: System) -> str:
     return ", ".join(filter(None, parts))
 
 
+def port_in_words(facts: Facts, port: int, *, everywhere: bool = True) -> str:
+    """Say how a port was seen and, of several addresses, where: "filtered at 203.0.113.9 and 100.64.0.7".
+
+    With `everywhere` false only the best that was seen; nothing is said of where, if that is nowhere open.
+    """
+    best = (facts.get(PORTS) or {}).get(port, "not seen")
+    places = (facts.get(PLACES) or {}).get(port, {})
+    if not places or (not everywhere and best in {"filtered", "unreachable"}):
+        return best
+    states = [state for state in get_args(PortState) if state in places.values() and (everywhere or state == best)]
+    hosts = {state: [host for host in places if places[host] == state] for state in states}
+    return " and ".join(f"{state} at {' and '.join(hosts[state])}" for state in states) or best
+
+
 _WORDS: tuple[tuple[Probe[Any], Callable[[Any], str]], ...] = (
     (SYSTEM, _about),
     (TOOLS, lambda tools: ", ".join(f"{name} {tools[name]}".strip() for name in tools) or "none"),
@@ -330,7 +363,7 @@ _WORDS: tuple[tuple[Probe[Any], Callable[[Any], str]], ...] = (
     (ADDRESS, str),
     (RTT, lambda seconds: f"{seconds * 1000:.1f} ms"),
     (CLIENT, lambda client: f"sees us at {client.host}"),
-    (PORTS, lambda ports: ", ".join(f"{port} {ports[port]}" for port in sorted(ports))),
+    (PORTS, str),  # in describe(), which knows where
     (REACH, lambda reach: "can reach us" if reach else "cannot reach us"),
     (DHT, str),
     (CLEAN, lambda clean: "yes" if clean else "no"),
@@ -348,7 +381,10 @@ def describe(facts: Facts) -> Mapping[str, str]:
         fact = facts.get(probe)
         if fact is not None:
             words[probe.name] = say(fact)
-    ours = {probe.name for probe, _ in _WORDS}
+    if PORTS.name in words:
+        seen = sorted(facts.get(PORTS) or ())
+        words[PORTS.name] = ", ".join(f"{port} {port_in_words(facts, port, everywhere=False)}" for port in seen)
+    ours = {probe.name for probe, _ in _WORDS} | {PLACES.name}
     for name in sorted(facts.answers.keys() - ours):
         words[name] = (facts.answers[name].strip().splitlines() or [""])[0][:80]
     return {name: "".join(c if c.isprintable() else "?" for c in words[name]) for name in words}

@@ -20,7 +20,7 @@ from rrmove.gather import gather
 from rrmove.inventory import load_inventory
 from rrmove.model import Node, Request, Source
 from rrmove.plugin_settings import settled
-from rrmove.probe import ADDRESS, CLEAN, DHT, PORTS, RTT, SYSTEM, TOOLS, Probe
+from rrmove.probe import ADDRESS, CLEAN, DHT, PLACES, PORTS, RTT, SYSTEM, TOOLS, Probe
 from rrmove.reaching import addresses_of
 from rrmove.retry import persistently
 from rrmove.ssh.config import BULK, fast_ciphers
@@ -105,10 +105,11 @@ async def look_at(
     asked = tuple(probes)
 
     async def once() -> Facts:
-        address = await session.address()
-        facts = await gather(session, asked, address=address, ports=ports, grace=grace, emit=emit)
-        # What was knocked at must be the machine that let us in.
-        return facts if await session.address() == address else facts.without(PORTS, DHT)
+        address, elsewhere = await session.address(), session.addresses.others()
+        facts = await gather(session, asked, address=address, ports=ports, grace=grace, elsewhere=elsewhere, emit=emit)
+        # What was knocked at must be the machine that let us in, and nowhere one that is known to be another.
+        same = await session.address() == address and not set(elsewhere) - set(session.addresses.others())
+        return facts if same else facts.without(PORTS, PLACES, DHT)
 
     facts = await persistently(once)
     told = session.addresses.told
@@ -198,7 +199,9 @@ class Setting:
         """Give the node's facts: known ones that are young enough, else gathered anew."""
         name = self.request.node.name
         known = None if fresh else self.experience.known_facts(name, time.time())
-        if known is not None:
+        # Where the node has got another address since, nobody has looked there.
+        asked = {host for host, _ in self.session.addresses.others(last=True)}
+        if known is not None and asked <= {host for each in (known.get(PLACES) or {}).values() for host in each}:
             self.remembered = True
             return known
         needs = {probe.name: probe for each in self.registry.needs.values() for probe in each}

@@ -17,6 +17,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,11 +28,12 @@ import rrmove
 from rrmove.events import Event, Progressed
 from rrmove.landing import PartFile, locate
 from rrmove.manifest import Range, build, merged
-from rrmove.model import Attempt, Node, Outcome, Ports, Request, Source, SSHSettings
+from rrmove.model import Address, Attempt, Node, Outcome, Ports, Request, Source, SSHSettings
 from rrmove.oneshot.server import Unsealed
 from rrmove.probe import Facts
 from rrmove.testing import EmbeddedNode, Faults
 from rrmove_plugins.http import Http, direct, line, reverse
+from rrmove_plugins.http.places import GREETING, Place, Shut, greeted, places_of
 from rrmove_plugins.http.trust import plain_allowed
 from tests.plugins.proxy import Proxy
 from tests.ssh.local import LocalSession, until
@@ -94,13 +96,13 @@ def through(proxy: Proxy, port: int, monkeypatch: pytest.MonkeyPatch) -> Proxy:
     """Have a proxy stand in the way to the data port."""
     proxy.port = port
 
-    async def resolved(_job: object) -> tuple[int, tuple[Any, ...]]:
-        return socket.AF_INET, proxy.place
+    async def places(_job: object) -> list[Place]:
+        return [Place("node", socket.AF_INET, proxy.place, seen=True)]
 
     async def knocked(_place: object, _seconds: float) -> str:
         return "refused"  # behind the proxy nothing listens yet
 
-    monkeypatch.setattr(direct, "_resolved", resolved)
+    monkeypatch.setattr(direct, "places_of", places)
     monkeypatch.setattr(direct, "knock", knocked)
     return proxy
 
@@ -602,6 +604,90 @@ def test_a_token_is_not_sent_in_the_clear_to_a_data_server() -> None:
     with pytest.raises(direct.Shut, match="plain HTTP"):
         direct.door_of(said, "/data/.x.rrmove-part", "n", place)
     assert direct.door_of(said, "/data/.x.rrmove-part", "n", place, PLAIN) is not None
+
+
+def test_a_token_is_never_sent_in_the_clear_to_an_address_where_ssh_does_not_go() -> None:
+    """Not over Tailscale, which encrypts, nor where the user allows plain HTTP: who is there?"""
+    said = json.dumps(STATE | {"scheme": "http", "fingerprint": None}).encode() + b"\nsecret"
+    place = (socket.AF_INET, ("100.64.0.7", 8780))
+    assert direct.door_of(said, "/data/.x.rrmove-part", "n", place) is not None
+    for tls in ("auto", PLAIN):
+        with pytest.raises(direct.Shut, match=r"nobody knows that 100\.64\.0\.7 is the node"):
+            direct.door_of(said, "/data/.x.rrmove-part", "n", place, tls, seen=False)
+
+
+OURS, MESH, LAN = "203.0.113.9", "100.64.0.7", "10.0.0.7"
+FURTHER = (Address(MESH, "tailscale"), Address(LAN, "lan"))
+# (SSH's address, further ones, what a probe saw of the port: altogether and where, the places that are left)
+PLACES_LEFT: list[tuple[str | None, tuple[Address, ...], str | None, str | None, list[tuple[str, bool]] | str]] = [
+    (OURS, (), None, None, [(OURS, True)]),
+    (OURS, (), "open", None, [(OURS, True)]),
+    (OURS, (), "filtered", None, "port 8780 is filtered"),
+    (OURS, FURTHER, None, None, [(OURS, True), (LAN, False), (MESH, False)]),
+    (OURS, FURTHER, "open", f"open {OURS}, open {MESH}", [(OURS, True), (MESH, False)]),
+    (OURS, FURTHER, "open", f"filtered {OURS}, unreachable {LAN}, open {MESH}", [(MESH, False)]),
+    (OURS, FURTHER, "filtered", f"filtered {OURS}, unreachable {LAN}", f"filtered at {OURS}, unreachable at {LAN}"),
+    (OURS, FURTHER, "open", None, [(OURS, True)]),  # at the others is another machine
+    (MESH, FURTHER, "open", f"filtered {OURS}, open {MESH}", [(MESH, True)]),
+    (None, (), None, None, "only one through a proxy or jump host"),
+    (None, FURTHER, None, None, [(LAN, False), (MESH, False)]),
+    (None, FURTHER, "open", f"filtered {LAN}, open {MESH}", [(MESH, False)]),
+    (None, FURTHER[:1], "filtered", f"filtered {MESH}", f"port 8780 is filtered at {MESH}"),
+    (None, (Address("no-such-host.invalid"),), None, None, r"unresolvable \(.+\) at no-such-host\.invalid"),
+]
+
+
+@pytest.mark.parametrize(("ours", "further", "state", "places", "expected"), PLACES_LEFT)
+async def test_the_places_where_the_data_port_may_be(
+    ours: str | None,
+    further: tuple[Address, ...],
+    state: str | None,
+    places: str | None,
+    expected: list[tuple[str, bool]] | str,
+    source: Path,
+) -> None:
+    answers = {"ports": state and f"8780 {state}", "places": places and "8780 " + places.replace(", ", "\n8780 ")}
+
+    async def address() -> tuple[str, int] | None:
+        return (ours, 22) if ours else None
+
+    job: Any = SimpleNamespace(
+        request=Request(source=Source.of(source), node=Node(name="n", addresses=further)),
+        facts=Facts({name: text for name, text in answers.items() if text}),
+        session=SimpleNamespace(address=address),
+    )
+    if isinstance(expected, str):
+        with pytest.raises(Shut, match=expected):
+            await places_of(job)
+    else:
+        found = await places_of(job)
+        assert [(place.host, place.seen) for place in found] == expected
+        assert all(place.where[1] == 8780 for place in found)
+        assert [place.host for place in found if place.plain("auto")] == [MESH] * (ours == MESH)
+        assert [place.host for place in found if place.plain("off")] == [host for host, seen in expected if seen]
+
+
+async def test_of_several_doors_the_one_with_the_right_certificate_is_taken(tmp_path: Path) -> None:
+    bait = tmp_path / "bait"
+    bait.write_bytes(b"bait")
+    with socket.create_server(("127.0.0.1", 0)) as silent, socket.create_server(("127.0.0.1", 0)) as closed:
+        async with rrmove.serve_once(bait) as right, rrmove.serve_once(bait) as stranger:
+            ports = [silent.getsockname()[1], stranger.endpoint.port, closed.getsockname()[1], right.endpoint.port]
+            closed.close()
+            doors = [
+                line.Door(
+                    node="n", family=socket.AF_INET, place=("127.0.0.1", port), path="/", headers={}, once=True,
+                    fingerprint=right.endpoint.fingerprint,
+                )
+                for port in ports
+            ]  # fmt: skip
+            begun = time.monotonic()
+            assert await greeted(doors) == doors[3]
+            assert await greeted(doors[3:]) == doors[3]
+            assert time.monotonic() - begun < GREETING  # nobody waits for the silent one
+            with pytest.raises(Shut, match=f"{doors[1].name} and {doors[2].name}"):
+                await greeted(doors[1:3])
+            assert not stranger.asked.is_set()
 
 
 @pytest.mark.parametrize("tls", [PLAIN, TLS])

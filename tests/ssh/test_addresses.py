@@ -59,6 +59,26 @@ def test_the_nearest_comes_first_and_the_last_one_before_all() -> None:
     assert stale.places == plain.places
 
 
+def test_the_others_are_those_that_are_not_in_use_the_nearest_first() -> None:
+    addresses = told()
+    own = OWN  # while nobody has answered, SSH goes to its own
+    assert addresses.others() == (("10.0.0.7", None), ("198.51.100.7", 2222), ("100.64.0.7", None))
+    addresses.dialed(LAN, "10.0.0.7", 0.01, {}).arrived()
+    assert addresses.others() == (own, ("198.51.100.7", 2222), ("100.64.0.7", None))
+    stranger = addresses.dialed(PUBLIC, "198.51.100.7", 0.01, {})
+    stranger.judged(HostKeyError("other key", node="gpu"))
+    assert addresses.others() == (own, ("100.64.0.7", None))
+    known = told(last=Answered("10.0.0.7", "10.0.0.7", 22022, 0.1))
+    assert known.others(last=True) == (own, ("198.51.100.7", 2222), ("100.64.0.7", None))
+    assert known.others() == told().others()
+    behind = told(NODE, "proxyjump bastion")
+    assert behind.others() == (("10.0.0.7", None), ("198.51.100.7", 2222), ("100.64.0.7", None))
+
+
+def test_one_address_has_no_others() -> None:
+    assert told(Node(name="gpu", ssh=SSHSettings(host="203.0.113.9"))).others() == ()
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rrmove.model import KINDS
 from rrmove.ssh.config import check_host, destination, direct, effective_sync
 from rrmove.ssh.dial import SAYS, STAGGER, UnansweredError, dial
 from rrmove.ssh.failures import HostKeyError, NoLogin, NotTheNode
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rrmove.ssh.config import SSHConfig
     from rrmove.ssh.dial import Place
 
-KINDS = ("lan", "public", "tailscale")  # the nearest first; Tailscale may lead through a relay
 SLOW = 2.0  # s of head start at most, for one that is known to answer slowly
 PROGRAM = Path(__file__).with_name("dial.py")
 OTHER_KEY = "shows another host key: it is not this node"
@@ -168,6 +168,33 @@ class Addresses:
         if last is not None and (last.host, last.port) in places and (last.address, last.port) not in self._excluded:
             places.insert(0, (last.address, last.port))
         return list(dict.fromkeys(places))
+
+    def others(self, *, last: bool = False) -> tuple[tuple[str, int | None], ...]:
+        """Give the node's addresses besides the one in use, the nearest first: host, and SSH's port where it is known.
+
+        While nobody has answered, that is ssh_config's own; with `last` the one that was in use last. Machines that
+        showed another key are left out.
+        """
+        with self._guard:
+            former = self.used or self.answered or (self._last if last else None)
+            taken = {former.host, former.address} if former is not None else set()
+            ranked: list[tuple[int, str, int | None]] = [
+                (KINDS.index(each.kind), each.host, each.port)
+                for each in self._further
+                if each.host not in {destination(self.node), self.node.ssh.host, self.node.name}
+            ]
+            if self._config is not None and direct(self._config):
+                kinds = {each.host: each.kind for each in self.node.addresses}
+                own = self._config.hostname
+                if former is None:
+                    taken = {own}
+                ranked.insert(0, (KINDS.index(kinds.get(own, "public")), own, self._config.port))
+            wrong = {host for host, _ in self._excluded}
+            return tuple(
+                (host, port)
+                for _, host, port in sorted(ranked, key=lambda each: each[0])
+                if host not in taken and host not in wrong
+            )
 
     def _head_start(self) -> float:
         last = self.used or self._last

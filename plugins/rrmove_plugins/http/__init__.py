@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rrmove import API_VERSION, CLIENT, PORTS, REACH, RTT, TOOLS, Capabilities, Unusable
+from rrmove import API_VERSION, CLIENT, PLACES, PORTS, REACH, RTT, TOOLS, Capabilities, Unusable
 from rrmove_plugins.http.trust import HttpSettings
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Http:
 
     name: ClassVar[str] = "http"
     api_version: ClassVar[int] = API_VERSION
-    needs: ClassVar[tuple[Probe[Any], ...]] = (PORTS, REACH, CLIENT, TOOLS, RTT)
+    needs: ClassVar[tuple[Probe[Any], ...]] = (PORTS, PLACES, REACH, CLIENT, TOOLS, RTT)
     capabilities: ClassVar[Capabilities] = Capabilities(
         resume="exact", route="direct", fallback="reverse", streams=8, ranges=True, setup=LOGIN + START + TLS
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rrmove import PORTS, Fatal, Job, Unusable, serve_there
+from rrmove import Fatal, Job, Unusable, serve_there
 from rrmove_plugins.http.knocking import haste, knock, patience
 from rrmove_plugins.http.line import Door
+from rrmove_plugins.http.places import Place, Shut, greeted, named, places_of
 from rrmove_plugins.http.readback import ReadBack
 from rrmove_plugins.http.sender import Sender, goodbye
 from rrmove_plugins.http.trust import plain_allowed, tls_of
@@ -38,18 +38,13 @@ exit 3
 """
 
 
-class Shut(Unusable):
-    """The data port leads nowhere, whatever a probe saw."""
-
-
 async def send_direct(job: Job, late: Callable[[], None]) -> None:
     """Send what is missing to the node's data port. Raises Shut where there is no way in.
 
     What was known of the port may be out of date: nothing is started there before it has answered. `late` is called
-    where it does not answer at once.
+    where it does not answer at once. Of several addresses, one that is open comes before one where nothing listens.
     """
-    place = await _resolved(job)
-    server = await _way_in(job, place, late)
+    server, free = await _way_in(job, await places_of(job), late)
     if server is not None:
         await job.landing.admit()
     try:
@@ -63,39 +58,44 @@ async def send_direct(job: Job, late: Callable[[], None]) -> None:
             return
         while missing:
             back = ReadBack(job.landing)
-            await _sent(Sender(job, fd, await _started(job, place, missing), missing, back))
+            await _sent(Sender(job, fd, await _started(job, free, missing), missing, back))
             # A receiver takes no byte twice: for what arrived altered there has to be another one
             missing = await job.landing.survey() if back.wrong else ()
     finally:
         os.close(fd)
 
 
-async def _way_in(job: Job, place: tuple[int, tuple[Any, ...]], late: Callable[[], None]) -> Door | None:
-    """Find the data server; None where the port is free for a receiver. Raises Shut."""
+async def _way_in(job: Job, places: Sequence[Place], late: Callable[[], None]) -> tuple[Door | None, Sequence[Place]]:
+    """Find the data server; None where there is none, and then where the port is free for a receiver. Raises Shut.
+
+    Who is silent while others answer is not waited for.
+    """
     node = job.request.node
-    known = (job.facts.get(PORTS) or {}).get(node.ports.data)
-    if known in {"filtered", "unreachable"}:
-        raise Shut(f"port {node.ports.data} is {known}", node=node.name)
-    knocking = asyncio.create_task(knock(place, patience(job)))
-    asking = None if known == "refused" else asyncio.create_task(_data_server(job, place))
+    port = node.ports.data
+    knocking = [asyncio.create_task(knock((place.family, place.where), patience(job))) for place in places]
+    refused = all(place.known == "refused" for place in places)
+    asking = None if refused else asyncio.create_task(_said(job))
     try:
-        await asyncio.wait({knocking}, timeout=haste(job))
-        if not knocking.done():
+        _, waiting = await asyncio.wait(knocking, timeout=haste(job))
+        if waiting and not any(task.done() and task.result() for task in knocking):
             late()
-        state = await knocking
-        if state is None:
-            raise Shut(f"port {node.ports.data} does not answer", node=node.name)
-        if state == "refused":
-            return None
-        server = await (asking or _data_server(job, place))
-        if server is None:
-            what = f"port {node.ports.data} is somebody else's server: no state of `rrmove serve`"
+        while waiting and not any(task.done() and task.result() for task in knocking):
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        states = [task.result() if task.done() else None for task in knocking]
+        listening = [place for place, state in zip(places, states, strict=True) if state == "open"]
+        free = [place for place, state in zip(places, states, strict=True) if state == "refused"]
+        if not listening and not free:
+            raise Shut(f"port {port} does not answer{named(places)}", node=node.name)
+        if listening and (doors := _doors(job, listening, await (asking or _said(job)))):
+            return await greeted(doors), ()
+        if not free:
+            what = f"port {port}{named(listening)} is somebody else's server: no state of `rrmove serve`"
             raise Shut(what, node=node.name)
-        return server
+        return None, free
     finally:
-        tasks = [knocking] if asking is None else [knocking, asking]
-        for task in tasks:
-            task.cancel()
+        tasks = [*knocking, *([] if asking is None else [asking])]
+        for each in tasks:
+            each.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -107,23 +107,9 @@ async def _sent(sender: Sender) -> None:
         raise error if sender.reached else Shut(error.what, node=error.node, tried=error.tried) from error
 
 
-async def _resolved(job: Job) -> tuple[int, tuple[Any, ...]]:
-    """Find the node's data port: family and socket address."""
-    name, port = job.request.node.name, job.request.node.ports.data
-    address = await job.session.address()
-    if address is None:
-        raise Shut("there is no direct way to the node, only one through a proxy or jump host", node=name)
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(address[0], port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise Shut(f"{address[0]!r} cannot be resolved: {error.strerror}", node=name) from error
-    family, _, _, _, place = found[0]
-    return family, place
-
-
-async def _started(job: Job, place: tuple[int, tuple[Any, ...]], missing: Sequence[Range]) -> Door:
+async def _started(job: Job, places: Sequence[Place], missing: Sequence[Range]) -> Door:
     """Start a receiver; one that is cancelled while it starts is sent home."""
-    starting = asyncio.create_task(_receiver(job, place, missing))
+    starting = asyncio.create_task(_receiver(job, places, missing))
     try:
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
@@ -138,10 +124,13 @@ async def _called_off(starting: asyncio.Task[Door]) -> None:
         await asyncio.to_thread(goodbye, starting.result())
 
 
-async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]], missing: Sequence[Range]) -> Door:
-    """Start a receiver for what is missing in our part file, over the login that exists."""
-    node = job.request.node
-    tls = not plain_allowed(str(place[1][0]), tls_of(job))
+async def _receiver(job: Job, places: Sequence[Place], missing: Sequence[Range]) -> Door:
+    """Start a receiver for what is missing in our part file, over the login that exists; find where it is reached.
+
+    Without TLS, where the first place allows that, it is only called at places that do.
+    """
+    node, said = job.request.node, tls_of(job)
+    tls = not places[0].plain(said)
     endpoint = await serve_there(
         job.session,
         job.landing.part,
@@ -151,31 +140,54 @@ async def _receiver(job: Job, place: tuple[int, tuple[Any, ...]], missing: Seque
         tls=tls,
         prefix=f"{PREFIX}once/",
     )
-    return Door(
-        node=node.name,
-        family=place[0],
-        place=place[1],
-        path=endpoint.path,
-        headers=endpoint.headers,
-        fingerprint=endpoint.fingerprint,
-        once=True,
-    )
+    doors = [
+        Door(
+            node=node.name,
+            family=place.family,
+            place=place.where,
+            path=endpoint.path,
+            headers=endpoint.headers,
+            fingerprint=endpoint.fingerprint,
+            once=True,
+        )
+        for place in places
+        if tls or place.plain(said)
+    ]
+    return await greeted(doors)
 
 
-async def _data_server(job: Job, place: tuple[int, tuple[Any, ...]]) -> Door | None:
-    """Find the data server that runs there, by the state that it keeps; None where there is none for us."""
-    node = job.request.node
+async def _said(job: Job) -> bytes:
+    """Ask the node for the state of the data server that runs there; empty where there is none."""
     lane = await job.session.control()
-    reply = await lane.call("run", argv=["sh", "-c", ASK, "sh", str(node.ports.data)], timeout=ASK_WITHIN)
-    if reply.fields.get("status") != 0:
-        return None
-    return door_of(reply.body, job.landing.part, node.name, place, tls_of(job))
+    argv = ["sh", "-c", ASK, "sh", str(job.request.node.ports.data)]
+    reply = await lane.call("run", argv=argv, timeout=ASK_WITHIN)
+    return reply.body if reply.fields.get("status") == 0 else b""
 
 
-def door_of(said: bytes, part: str, node: str, place: tuple[int, tuple[Any, ...]], tls: str = "auto") -> Door | None:
+def _doors(job: Job, places: Sequence[Place], said: bytes) -> list[Door]:
+    """Give the ways to the data server that are allowed. Raises Shut where it is for us, and none is."""
+    doors: list[Door] = []
+    shut: Shut | None = None
+    for place in places:
+        where = (place.family, place.where)
+        try:
+            door = door_of(said, job.landing.part, job.request.node.name, where, tls_of(job), seen=place.seen)
+        except Shut as error:
+            shut = shut or error
+        else:
+            doors += [door] if door is not None else []
+    if shut is not None and not doors:
+        raise shut
+    return doors
+
+
+def door_of(  # noqa: PLR0913  what a door depends on
+    said: bytes, part: str, node: str, place: tuple[int, tuple[Any, ...]], tls: str = "auto", *, seen: bool = True
+) -> Door | None:
     """Read a data server's state and token; None where it serves no root that the part file is in.
 
-    Raises Shut where it is for us, but without TLS where that is not allowed.
+    Raises Shut where it is for us, but without TLS where that is not allowed. `seen` says that SSH is at this address:
+    its token is told in the clear to nobody of whom it is not known that they are the node.
     """
     first, _, rest = said.partition(b"\n")
     token = rest.strip().decode("ascii", "replace")
@@ -189,6 +201,12 @@ def door_of(said: bytes, part: str, node: str, place: tuple[int, tuple[Any, ...]
     if not below or not token:
         return None
     root = max(below, key=len)
+    if secret is None and not seen:
+        raise Shut(
+            f"the data server speaks plain HTTP, and nobody knows that {place[1][0]} is the node: SSH is elsewhere",
+            node=node,
+            remedy=f"Serve with TLS, or make {place[1][0]} the node's `host`, which SSH goes to",
+        )
     if secret is None and not plain_allowed(str(place[1][0]), tls):
         raise Shut(
             "the data server there speaks plain HTTP, in which its token could be overheard",
