@@ -8,12 +8,12 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rrmove.errors import TransportError, Unusable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Coroutine, Mapping, Sequence
 
     from rrmove.transport import Job
 
@@ -64,15 +64,17 @@ async def run_program(
     that it started.
     """
     try:
-        process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", GUARD, "sh"),
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
-            start_new_session=True,
-            pass_fds=pass_fds,
+        process = await _begun(
+            asyncio.create_subprocess_exec(
+                *("sh", "-c", GUARD, "sh"),
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "LC_ALL": "C.UTF-8", **(environ or {})},
+                start_new_session=True,
+                pass_fds=pass_fds,
+            )
         )
     except OSError as error:
         raise Unusable(f"cannot run {os.fsdecode(argv[0])!r}: {error.strerror}", node=job.request.node.name) from error
@@ -91,6 +93,20 @@ async def run_program(
         await _end(process)
         await asyncio.gather(*watching, return_exceptions=True)
     return Ended(status, said.decode("utf-8", "replace"), words.decode("utf-8", "replace"))
+
+
+async def _begun(creating: Coroutine[Any, Any, asyncio.subprocess.Process]) -> asyncio.subprocess.Process:
+    """Await the start of a program; where we are cancelled meanwhile, it is ended first.
+
+    asyncio itself would kill the guard and wait for the end of pipes that the rest still has.
+    """
+    starting = asyncio.ensure_future(creating)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        with contextlib.suppress(OSError):
+            await _end(await starting)
+        raise
 
 
 async def _watch(job: Job, landed: list[int]) -> None:
