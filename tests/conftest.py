@@ -25,14 +25,20 @@ KINDS = ("CACHE", "CONFIG", "DATA", "STATE")
 STRANGE = ("RRMOVE_NODES", "RRMOVE_PLUGINS", "SSH_AUTH_SOCK", "SSH_ASKPASS")
 
 
+LONGEST = "test_moves.py"
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --campaign."""
     parser.addoption("--campaign", action="store_true", help="run the long campaigns, too (marker: campaign)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run what is quick before what needs the lab, each in the order it has; skip campaigns unless asked for."""
-    items.sort(key=_needs_lab)
+    """Run what is quick before what needs the lab, each in the order it has; skip campaigns unless asked for.
+
+    Of the lab the longest first: a file that begins last should not be one that takes two minutes.
+    """
+    items.sort(key=lambda item: (_needs_lab(item), item.path.name != LONGEST))
     if not config.getoption("--campaign"):
         skip = pytest.mark.skip(reason="a campaign: runs with --campaign")
         for item in items:

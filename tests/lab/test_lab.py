@@ -131,7 +131,7 @@ def test_reset_at_a_volume(here: Lab) -> None:
     before = here.resets("cut")
     done = send(here, "cut", 10 * MB)
     assert done.returncode
-    assert 2 * MB < sent(here, "cut") <= 3.1 * MB
+    assert 0.5 * MB < sent(here, "cut") <= 3.1 * MB  # what is in SSH's window, 2 MiB of it, dies with the connection
     assert here.resets("cut") == before + 1
     pulled = here.run(["ssh", "cut", "head -c 10000000 /dev/zero"], check=False)
     assert pulled.returncode

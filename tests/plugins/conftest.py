@@ -1,4 +1,4 @@
-"""Nodes and a source for the tests of transports; a module says by SIZE how large it is."""
+"""Nodes and a source for the tests of transports; a module says by SIZE how large it is, a class by SAMPLE what is run."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp("source") / "model.bin"
     path.write_bytes(os.urandom(request.module.SIZE))
     return path
+
+
+@pytest.fixture(autouse=True)
+def sampled(request: pytest.FixtureRequest) -> None:
+    """Run the SAMPLE of a class that has one, and all of it in a campaign."""
+    sample = getattr(request.cls, "SAMPLE", None)
+    if sample is not None and request.function.__name__ not in sample and not request.config.getoption("--campaign"):
+        pytest.skip("a campaign: runs with --campaign")

@@ -28,8 +28,3 @@ class TestAria2FromURLs(TestAria2):
         "test_it_goes_on_after_a_cut",
         "test_the_source_changes_midway",
     }
-
-    @pytest.fixture(autouse=True)
-    def sampled(self, request: pytest.FixtureRequest) -> None:
-        if request.function.__name__ not in self.SAMPLE and not request.config.getoption("--campaign"):
-            pytest.skip("a campaign: runs with --campaign")

@@ -31,8 +31,17 @@ class TestTorrentAria2c(TransportSuite):
 
 @pytest.mark.skipif(not node_has_libtorrent(), reason="no python3-libtorrent here")
 class TestTorrentLibtorrent(TransportSuite):
-    """All of it, with libtorrent on the node."""
+    """All of it, with libtorrent on the node; a sample where no campaign is asked for."""
 
+    SAMPLE: ClassVar[set[str]] = {
+        "test_it_fills_the_holes",
+        "test_cancelled_it_leaves_nothing",
+        "test_it_goes_on_after_a_cut",
+        "test_killed_on_the_node",
+        "test_a_full_disk_is_an_error",
+        "test_the_source_changes_midway",
+        "test_it_is_fit_to_be_loaded",
+    }
     settings: ClassVar[Mapping[str, object]] = {"torrent.client": "libtorrent"}
 
     @pytest.fixture

@@ -32,7 +32,7 @@ def test_moves_are_counted_over_several_programs(tmp_path: Path, monkeypatch: py
     assert samples["rrmove_moves_total", labels(node="embedded", result="there")] == 1
     assert samples["rrmove_moves_total", labels(node="embedded", result="failed")] == 1
     assert samples["rrmove_delivered_bytes_total", labels(node="embedded")] == 5_000_000
-    assert samples["rrmove_sent_bytes_total", labels(node="embedded")] >= 5_000_000
+    assert samples["rrmove_sent_bytes_total", labels(node="embedded")] >= 5_000_000, samples
     assert samples["rrmove_connections_lost_total", labels(node="embedded", transport="chunked")] >= 1
     assert samples["rrmove_last_success_timestamp_seconds", labels(node="embedded")] > 1.7e9
     assert sorted(path.name for path in tmp_path.iterdir() if "rrmove" in path.name) == [file.name, f"{file.name}.lock"]
