@@ -17,8 +17,8 @@ from benchmarks.crowd import measure
 from rrmove import common, fanout, manifest
 from rrmove.hooks import load_hooks
 from rrmove.inventory import load_inventory
+from rrmove.limits.bucket import TokenBucket
 from rrmove.model import Node, SSHSettings
-from rrmove.rate import TokenBucket
 from rrmove.testing import EmbeddedNode, Faults
 
 if TYPE_CHECKING:

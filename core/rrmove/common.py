@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from rrmove import manifest as manifests
 from rrmove.errors import IntegrityError, RRMoveError, UsageError
 from rrmove.hooks import Hooks, load_hooks
+from rrmove.limits.bucket import TokenBucket
 from rrmove.model import Limit, Source
-from rrmove.rate import TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -56,12 +56,12 @@ class Common:
 
     @asynccontextmanager
     async def at_work(self, node: Node, tell: Callable[[str], None]) -> AsyncIterator[None]:
-        """Let an attempt have its share of the limits that the node shares with others; `tell` as `limits.shared()`."""
+        """Let an attempt have its share of the limits that the node has in common with others; `tell` as `shared()`."""
         limits, own = node.all_limits, self._options.limit_rate
         if not limits:
             yield
             return
-        from rrmove.limits import shared
+        from rrmove.limits.shares import shared
 
         if own is not None:  # what these moves cannot use, others need not leave to them
             limits = (*limits, Limit(self._name, own))

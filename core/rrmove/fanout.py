@@ -15,7 +15,7 @@ from rrmove.discovery import discover
 from rrmove.errors import Fatal, RRMoveError, UsageError, foremost
 from rrmove.events import LeftBehind
 from rrmove.inventory import places
-from rrmove.level import TICK, Level
+from rrmove.limits.level import TICK, Level
 from rrmove.model import Node, Outcome, Plan, Remote, Request, Source
 from rrmove.moving import Wishes, move, options_of
 from rrmove.plugin_settings import settled

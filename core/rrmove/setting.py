@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from rrmove.events import Event
     from rrmove.inventory import Inventory
     from rrmove.knowledge import Knowledge, Life
+    from rrmove.limits.bucket import TokenBucket
     from rrmove.model import Attempt, Options, Plan
     from rrmove.probe import Facts
-    from rrmove.rate import TokenBucket
     from rrmove.siblings.batch import Seat
     from rrmove.ssh.ahead import Begun
     from rrmove.ssh.login import Client

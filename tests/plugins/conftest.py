@@ -1,4 +1,4 @@
-"""Nodes and a source for the tests of transports; a module says by SIZE how large it is, a class by SAMPLE what is run."""
+"""Nodes and a source (of a module's SIZE) for the tests of transports; a class with a SAMPLE is not run as a whole."""
 
 from __future__ import annotations
 

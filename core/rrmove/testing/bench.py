@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Self
 from rrmove import manifest as manifests
 from rrmove.containment import Loan, Tally, contained
 from rrmove.landing import PartFile, locate
+from rrmove.limits.bucket import TokenBucket
 from rrmove.model import Node, Options, Remote, Request, Source, SSHSettings
 from rrmove.moving import move
 from rrmove.plugin_settings import given, settled
 from rrmove.probe import Facts
-from rrmove.rate import TokenBucket
 from rrmove.remote import RemotePart, blank
 from rrmove.setting import log_in, look_at
 from rrmove.testing.faults import Faults

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrmove.rate import BURST, TokenBucket
+from rrmove.limits.bucket import BURST, TokenBucket
 
 if TYPE_CHECKING:
     from rrmove.transport import Limiter
@@ -51,7 +51,7 @@ def taken(rate: float, counts: list[int], late: float = 0.0) -> list[float]:
             times.append(clock.now)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rrmove.rate.asyncio.sleep", clock.sleep)
+        patch.setattr("rrmove.limits.bucket.asyncio.sleep", clock.sleep)
         asyncio.run(work())
     return times
 
@@ -83,7 +83,7 @@ def test_a_pause_saves_up_no_more_than_the_burst(monkeypatch: pytest.MonkeyPatch
             await bucket.take(50)
             times.append(clock.now - 3600.0)
 
-    monkeypatch.setattr("rrmove.rate.asyncio.sleep", clock.sleep)
+    monkeypatch.setattr("rrmove.limits.bucket.asyncio.sleep", clock.sleep)
     asyncio.run(work())
     assert times == pytest.approx([0, 0, 0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35], abs=1e-6)
 
@@ -102,7 +102,7 @@ def test_takers_are_served_in_the_order_of_their_coming(monkeypatch: pytest.Monk
             for number, count in enumerate([500, 1, 1, 300, 1]):
                 group.create_task(one(number, count))
 
-    monkeypatch.setattr("rrmove.rate.asyncio.sleep", clock.sleep)
+    monkeypatch.setattr("rrmove.limits.bucket.asyncio.sleep", clock.sleep)
     asyncio.run(work())
     assert [number for number, _ in served] == [0, 1, 2, 3, 4]
     # Small takers do not slip past a large one, and pay for what it overdrew.
@@ -129,7 +129,7 @@ def test_a_taker_that_gives_up_holds_up_nobody() -> None:
 
 async def test_without_a_limit_everything_passes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr("rrmove.rate.asyncio.sleep", clock.sleep)
+    monkeypatch.setattr("rrmove.limits.bucket.asyncio.sleep", clock.sleep)
     bucket = TokenBucket(None, clock)
     for _ in range(1000):
         await bucket.take(1 << 40)

@@ -12,14 +12,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rrmove.claims import AGE, Claimant, Claims
-from rrmove.division import Claim, divide, granted
+from rrmove.limits.claims import AGE, Claimant, Claims
+from rrmove.limits.division import Claim, divide, granted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from rrmove.limits.bucket import TokenBucket
     from rrmove.model import Limit
-    from rrmove.rate import TokenBucket
 
 TICK = 0.25  # s between two looks; what somebody cannot use, others have three or four of them later
 SETTLING = 0.5  # s, the time constant of what is taken for a move's use: below, frames and looks at the disk show

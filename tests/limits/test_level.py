@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rrmove.level import TICK, Level
+from rrmove.limits.level import TICK, Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rrmove.claims import AGE, Claimant, Claims
-from rrmove.division import Claim
+from rrmove.limits.claims import AGE, Claimant, Claims
+from rrmove.limits.division import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,7 @@ def test_whoever_leaves_or_falls_silent_is_gone(pair: tuple[Claims, Claims], clo
 
 def test_a_process_that_was_killed_is_gone_at_once_although_nobody_has_reaped_it(path: Path, clock: Clock) -> None:
     text = (
-        "import sys, time; from pathlib import Path; from rrmove.claims import Claimant, Claims\n"
+        "import sys, time; from pathlib import Path; from rrmove.limits.claims import Claimant, Claims\n"
         "Claims(Path(sys.argv[1]), lambda: 1000.0).turn(lambda _: Claimant({'p': 7.0}, ()), lambda _: None)\n"
         "print(flush=True); time.sleep(60)"
     )

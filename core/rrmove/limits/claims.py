@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from rrmove.division import Claim
 from rrmove.experience import default_path
+from rrmove.limits.division import Claim
 
 if TYPE_CHECKING:
     import sqlite3

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import rrmove
-from rrmove import limits as limits_module
-from rrmove.claims import AGE
-from rrmove.limits import shared
+from rrmove.limits import shares as limits_module
+from rrmove.limits.bucket import TokenBucket
+from rrmove.limits.claims import AGE
+from rrmove.limits.shares import shared
 from rrmove.model import Limit, Node, SSHSettings
-from rrmove.rate import TokenBucket
 from rrmove.testing import EmbeddedNode
 from tests.web import Page, Web
 
@@ -33,9 +33,9 @@ P = Limit("provider p", 10e6)
 # Takes what it gets of the limits that it is told, and says in each line what it has got since the last one.
 TAKER = """
 import asyncio, json, sys, time
-from rrmove.limits import shared
+from rrmove.limits.shares import shared
 from rrmove.model import Limit
-from rrmove.rate import TokenBucket
+from rrmove.limits.bucket import TokenBucket
 
 async def main():
     given = json.loads(sys.argv[1])
@@ -201,7 +201,8 @@ def test_without_a_limit_nothing_is_opened_nor_loaded(own_state: Path) -> None:
         "    common = Common(Source.of(sys.executable), Options())\n"
         "    async with common.at_work(Node(name='n'), print): pass\n"
         "asyncio.run(main())\n"
-        "print(sorted({'sqlite3', 'rrmove.limits', 'rrmove.claims', 'rrmove.division'} & sys.modules.keys()))"
+        "late = {'sqlite3', 'rrmove.limits.shares', 'rrmove.limits.claims', 'rrmove.limits.division'}\n"
+        "print(sorted(late & sys.modules.keys()))"
     )
     said = subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True).stdout
     assert said.strip() == "[]"
@@ -210,8 +211,8 @@ def test_without_a_limit_nothing_is_opened_nor_loaded(own_state: Path) -> None:
 
 def test_a_child_that_was_forked_has_no_moves_of_its_parent() -> None:
     text = (
-        "import asyncio, os; from rrmove import limits\n"
-        "from rrmove.model import Limit; from rrmove.rate import TokenBucket\n"
+        "import asyncio, os; from rrmove.limits import shares as limits\n"
+        "from rrmove.model import Limit; from rrmove.limits.bucket import TokenBucket\n"
         "async def main():\n"
         "    async with limits.shared(TokenBucket(1.0), [Limit('p', 1.0)], 1, print):\n"
         "        pid = os.fork()\n"

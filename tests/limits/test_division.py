@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrmove.division import Claim, divide, granted
+from rrmove.limits.division import Claim, divide, granted
 
 P, N, M = ("provider",), ("node", "provider"), ("node", "provider", "all")
 ALL = math.inf

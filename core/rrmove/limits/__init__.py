@@ -1,0 +1,1 @@
+"""Limits: how fast moves may send: buckets, level moves, and limits shared by moves and processes."""
