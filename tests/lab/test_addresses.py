@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.lab
 
 CLIENTS = ("auto", "openssh", "paramiko")
+SOME = ("auto", *(pytest.param(name, marks=pytest.mark.campaign) for name in CLIENTS[1:]))  # a sample
 NODES = (
     Profile("twin", rate="160mbit", rtt_ms=20, open_ports=(8780,)),
     Profile("stranger", rate="160mbit", rtt_ms=20),
@@ -119,7 +120,7 @@ def test_a_black_hole_is_passed_and_not_tried_again(
     nothing_runs(here, "twin")
 
 
-@pytest.mark.parametrize("ssh", CLIENTS[1:])
+@pytest.mark.parametrize("ssh", SOME)
 def test_the_address_in_use_dies_and_the_move_goes_on_over_the_other(
     here: Lab, second: str, tmp_path: Path, ssh: str
 ) -> None:
@@ -137,7 +138,7 @@ def test_the_address_in_use_dies_and_the_move_goes_on_over_the_other(
     nothing_runs(here)  # the node waits for a connection that it believes in
 
 
-@pytest.mark.parametrize("ssh", CLIENTS)
+@pytest.mark.parametrize("ssh", SOME)
 def test_another_machine_at_an_address_is_never_used(here: Lab, small: File, tmp_path: Path, ssh: str) -> None:
     """It is left out, which is said, and the next move does not even ask it."""
     nodes = inventory(tmp_path, "twin", (here.address("stranger"), "lan"))

@@ -83,7 +83,7 @@ def whole_on_all(cluster: Lab, source: File, nodes: tuple[str, ...], *options: s
         assert [entry.name for entry in cluster.path(node, "/data").iterdir()] == ["model.bin"]
 
 
-@pytest.mark.parametrize("size", [1 * MB, 10 * MB])
+@pytest.mark.parametrize("size", [pytest.param(1 * MB, marks=pytest.mark.campaign), 10 * MB])
 def test_a_file_arrives_whole_on_every_provider_two_of_two(providers: Lab, tmp_path: Path, size: int) -> None:
     for number in range(2):
         whole_on_all(providers, make(tmp_path / f"{number}.bin", size), FIVE)
@@ -127,7 +127,9 @@ def test_a_node_that_throttles_logins_gets_the_file_without_a_storm(here: Lab, t
     assert here.connects("hasty") - before <= 40
 
 
-@pytest.mark.parametrize("without", [(), ("python3",)], ids=["python", "shell"])
+@pytest.mark.parametrize(
+    "without", [(), pytest.param(("python3",), marks=pytest.mark.campaign)], ids=["python", "shell"]
+)
 def test_a_connection_that_is_not_8_bit_clean_still_gets_the_file(
     lab: MakeLab, tmp_path: Path, without: tuple[str, ...]
 ) -> None:

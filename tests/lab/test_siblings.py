@@ -103,6 +103,7 @@ def test_whoever_cannot_be_reached_costs_no_more_than_a_second(here: Lab, source
     assert {here.sha256(name, TARGET) for name in ("walled", "shut")} == {source.digest}
 
 
+@pytest.mark.campaign
 def test_a_node_that_has_the_file_is_all_that_the_others_need(here: Lab, source: File) -> None:
     first = rrmove(here, "auto", "--json", source.path, f"left:{TARGET}")
     assert first.code == 0, first.err

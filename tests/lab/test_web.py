@@ -115,7 +115,7 @@ def test_aria2_pulls_from_two_mirrors_at_once_and_chunked_goes_on(here: Lab, tmp
         serving(here, "two", source.path, "--rate", "900000") as two,
         Running(here, source, "puller:/data/", "--only", "aria2", "--mirror", one, "--mirror", two) as running,
     ):
-        running.until(0.5)
+        running.until(0.75)  # of the first eight chunks, which come side by side, all are there
         connected = here.on("puller", ["ss", "-Htn", "state", "established"]).stdout
         assert f"{here.address('one')}:{PORT}" in connected
         assert f"{here.address('two')}:{PORT}" in connected

@@ -231,7 +231,9 @@ def placed(node: EmbeddedNode, *limits: Limit, **more: Any) -> Node:
     return Node(name=node.name, ssh=SSHSettings(config=node.ssh_config), limits=limits, **more)
 
 
-@pytest.mark.parametrize("transport", ["rsync", "scp", "fetch", "aria2"])
+@pytest.mark.parametrize(
+    "transport", ["rsync", "fetch", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("scp", "aria2"))]
+)
 async def test_a_program_that_began_alone_gives_way_and_takes_back(tmp_path: Path, transport: str) -> None:
     data, limit, there, last = os.urandom(14_000_000), Limit("provider p", 8e6), [0], [0.0]
     source = tmp_path / "model.pth"

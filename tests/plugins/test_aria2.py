@@ -214,14 +214,17 @@ async def test_no_secret_is_seen_and_no_port_is_open_to_others(embedded: Embedde
         environment = Path(f"/proc/{pid}/environ").read_bytes()
         assert b"s3cret" not in environment
         assert secret.encode() not in environment
-        listening = {
-            line.split()[1].split(":")[0]
-            for table in ("tcp", "tcp6")
-            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
-            if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
-        }
-        assert listening <= {"0100007F", "00000000000000000000000001000000"}
-        assert listening
+
+        def listening() -> set[str]:
+            return {
+                line.split()[1].split(":")[0]
+                for table in ("tcp", "tcp6")
+                for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]
+                if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == port
+            }
+
+        await until(lambda: bool(listening()))
+        assert listening() <= {"0100007F", "00000000000000000000000001000000"}
         assert (await task).ok
     assert arrived(embedded)
 
