@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rrmove import (
@@ -114,10 +115,17 @@ class Rsync:
         return first.start
 
     async def _run(self, job: Job, argv: list[bytes]) -> None:
-        ended = await run_program(job, argv)
+        landed = 0
+
+        def progress(count: int) -> None:
+            nonlocal landed
+            landed += count
+            job.progress(count)
+
+        ended = await run_program(replace(job, progress=progress), argv)
         total = _SENT.search(ended.said)
-        if total is not None:
-            job.sent(int(total[1].replace(",", "")))
+        # One that was cut off says nothing; what has landed was sent.
+        job.sent(int(total[1].replace(",", "")) if total is not None else landed)
         if ended.status:
             raise _failure(job, ended)
 

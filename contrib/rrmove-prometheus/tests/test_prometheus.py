@@ -23,10 +23,10 @@ def test_moves_are_counted_over_several_programs(tmp_path: Path, monkeypatch: py
     with EmbeddedNode(Faults(reset_after_bytes=2_500_000)) as embedded:
         node = rrmove.Node(name="embedded", ssh=rrmove.SSHSettings(config=embedded.ssh_config))
         for _ in range(2):
-            rrmove.move_sync(source, node)
+            rrmove.move_sync(source, node, only=("chunked",))
         embedded.faults = Faults(reject_auth=True)
         with pytest.raises(rrmove.Fatal):
-            rrmove.move_sync(source, node)
+            rrmove.move_sync(source, node, only=("chunked",))
     samples = read(file.read_text())
     assert samples["rrmove_moves_total", labels(node="embedded", result="moved")] == 1
     assert samples["rrmove_moves_total", labels(node="embedded", result="there")] == 1

@@ -11,7 +11,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from rrmove import CLIENT, Fatal, Lease, LeaseLost, Transient, Unusable
+from rrmove import CLIENT, Fatal, Lease, LeaseLost, Transient, Unusable, total
 from rrmove.aria2c.codes import explained
 from rrmove.aria2c.control import bits_there, control_file
 from rrmove.lease import text_of
@@ -141,7 +141,7 @@ async def _watch(job: Job, swarm: Swarm, member: Member, lease: Lease, client: s
             given, gave = said["uploaded"], now
         if said["whole"]:
             if not member.whole:
-                swarm.settle()
+                swarm.at_least(member, total(job.missing))
                 member.whole, whole, gave = True, now, now
             patience = min(LINGER, whole - began)
             if not swarm.awaited(member) or now - whole > patience or now - gave > IDLE:

@@ -56,6 +56,7 @@ class Member:
     heard: float = field(default_factory=time.monotonic)
     due: float = 0.0
     called: bool = False
+    early: int = 0  # bytes that were told as sent before libtorrent counted them
 
 
 class Swarm:
@@ -124,10 +125,24 @@ class Swarm:
             self._reckon(member, rest // len(gone))
         self._connections = here
 
+    def at_least(self, member: Member, count: int) -> None:
+        """Note that a member got so many bytes: as many have left here once, whoever it got them from.
+
+        libtorrent counts what is under way once a second, and a member may have come and gone by then.
+        """
+        self.settle()
+        lacking = count - self._reckoned
+        if lacking > 0:
+            self._reckoned += lacking
+            member.early += lacking
+            member.sent(lacking)
+
     def _reckon(self, member: Member, count: int) -> None:
-        if count > 0:
-            self._reckoned += count
-            member.sent(count)
+        early = min(member.early, max(0, count))
+        member.early -= early
+        if count > early:
+            self._reckoned += count - early
+            member.sent(count - early)
 
     async def close(self) -> None:
         """End our seeder, and wait until it has let go of its port."""
