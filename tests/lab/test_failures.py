@@ -72,7 +72,7 @@ def ends_badly(here: Lab, source: File, target: str, code: int, *words: str, opt
 
 def test_an_unknown_node_is_answered_with_those_that_are_known(here: Lab, source: File) -> None:
     done = ends_badly(here, source, f"plian:{TARGET}", 2, "unknown node", "plain")
-    assert done.seconds < 5
+    assert done.seconds < 20
 
 
 def test_an_address_of_no_host_says_so(here: Lab, source: File) -> None:
@@ -131,7 +131,7 @@ def test_a_login_that_is_not_safe_or_not_allowed_is_refused_at_once(
     here: Lab, source: File, config: Path, name: str, words: tuple[str, ...]
 ) -> None:
     done = ends_badly(here, source, f"{name}:{TARGET}", 1, *words, options=("-F", str(config)))
-    assert done.seconds < 5, "there is nothing to be waited for"
+    assert done.seconds < 20, "there is nothing to be waited for"
 
 
 def test_the_remedy_for_a_changed_host_key_works(here: Lab, source: File, config: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_a_source_that_is_none_is_a_matter_of_usage(here: Lab, tmp_path: Path) -
         assert done.code == 2, done.err
         assert name in done.err
         assert done.last["ok"] is False
-        assert done.seconds < 5
+        assert done.seconds < 20
     assert not list(here.path("plain", "/data").iterdir())
 
 
