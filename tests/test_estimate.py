@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrmove.estimate import UNKNOWN_RTT, Link, Sharing, estimate, link_of
+from rrmove.estimate import Sharing, estimate
 from rrmove.knowledge import Knowledge, Life
+from rrmove.link import UNKNOWN_RTT, Link, link_of
 from rrmove.model import Estimate, Node, Offer
 from rrmove.priors import PRIORS, UNKNOWN, Prior, prior_of
 from rrmove.probe import Facts

@@ -1,4 +1,4 @@
-"""The link model: expected seconds of a step, and the sum they come from. Pure."""
+"""The estimate: expected seconds of a step over a link, and the sum they come from. Pure."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rrmove.link import PRIOR_WEIGHT, SSH_WINDOW, UNKNOWN_RATE, UNKNOWN_RATES, Link, blend, settled_rate, trust
 from rrmove.model import Estimate
-from rrmove.priors import prior_of
-from rrmove.probe import RTT
 from rrmove.units import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from rrmove.knowledge import Knowledge, Life
-    from rrmove.model import Node, Offer, Route
-    from rrmove.probe import Facts
+    from rrmove.knowledge import Knowledge
+    from rrmove.model import Offer, Route
     from rrmove.transport import Capabilities
 
 # --- what a connection can do ---------------------------------------------------------------
-SSH_WINDOW = 2 * 1024 * 1024  # measured: one SSH stream is bound by 2 MiB / RTT, in every client
 TCP_WINDOW = 6 * 1024 * 1024  # Linux's default ceiling of tcp_rmem
 FIRST_WINDOW = 10 * 1460  # RFC 6928: what TCP sends before the first acknowledgement
 # Bytes a second that two cores carry without a network, all connections together. Measured on
@@ -28,7 +25,6 @@ FIRST_WINDOW = 10 * 1460  # RFC 6928: what TCP sends before the first acknowledg
 SSH_CEILING = 400e6
 DIRECT_CEILING = 1000e6
 SWARM_CEILING = 300e6
-LOGIN_SECONDS = 0.26  # measured: cold `ssh host true` on loopback, round trips not counted
 START_SECONDS = 0.1  # measured: a program started over the login and listening, certificate and all: 60 to 130 ms
 REREAD_RATE = 500e6  # measured: sha256sum reads 480 MB/s; 6.0 GB were not reread within 4 s
 
@@ -41,16 +37,10 @@ FRAME = 256 * 1024  # the least that a transport with exact resume acknowledges 
 LIFE_SPREAD = 1 / 3  # lives of 4 to 8 s: a third up or down around the middle
 LIVELOCK_SHARE = 0.8  # of a life spent on rereading: no progress is left that one could count on
 
-# --- what is assumed where nothing is known -------------------------------------------------
-UNKNOWN_RTT = 0.04  # seconds; the middle of the links that were measured
-UNKNOWN_RATE = 125e6  # bytes a second: 1 Gbit/s, the fastest of the links that were measured
-# A line of which nothing is known may well be one of those 10 Gbit/s that data centres rent out: a
-# transport that could use them is worth more. Chosen: as likely the one as the other.
-UNKNOWN_RATES = (UNKNOWN_RATE, 10 * UNKNOWN_RATE)
+# --- what most likely is in vain -------------------------------------------------------------
 # A port that nobody has seen open is most likely shut: of six providers one lets any port in but
 # SSH's (field notes).
 UNSEEN_ROUTE = 1 / 6
-PRIOR_WEIGHT = 2.0  # a prior counts as much as two attempts: the third outvotes it
 
 # --- who shares our line --------------------------------------------------------------------
 THROUGH_US: frozenset[Route] = frozenset({"ssh", "direct", "reverse"})  # routes whose bytes leave by our uplink
@@ -60,28 +50,6 @@ SWARM_PASS = 1.2  # times that a file leaves here until a swarm has it; chosen: 
 # --- the choice of how many connections -----------------------------------------------------
 MAX_STREAMS = 64  # more are never reckoned with; measured: sixteen gain nothing over eight
 WORTHWHILE = 0.05  # one more connection has to save this share of the time
-_PATTERN = 3  # losses from which on one can tell an age limit from a byte limit
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """The way to a node, as it is believed to be.
-
-    `rtt` is in seconds; `rate` what the line carries in bytes a second, None if unknown;
-    `life_seconds` and `life_bytes` the typical life of a connection, None if it is not cut for
-    that reason; `limit_rate` what the user allows, in bytes a second; `login` the seconds an SSH
-    login costs beyond its round trips. `share` is what others leave of our own line, in bytes a second;
-    where nothing is known of either, `sharers` divide what a line is believed to carry.
-    """
-
-    rtt: float = UNKNOWN_RTT
-    rate: float | None = None
-    life_seconds: float | None = None
-    life_bytes: float | None = None
-    limit_rate: float | None = None
-    login: float = LOGIN_SECONDS
-    share: float | None = None
-    sharers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,42 +69,6 @@ class Sharing:
 
 
 ALONE = Sharing()
-
-
-def link_of(node: Node, facts: Facts, knowledge: Knowledge, seen: Sequence[Life] = ()) -> Link:
-    """Put together what is believed of the way to a node.
-
-    The provider's prior is outvoted by this node's history as its samples grow, and both by
-    `seen`, the connections that this very move has lost. The RTT is the probed one, else the
-    last known, else `UNKNOWN_RTT`. `limit_rate` is the lowest of the node's.
-    """
-    prior = prior_of(node)
-    rtt = _positive(facts.get(RTT)) or _positive(knowledge.rtt) or UNKNOWN_RTT
-    survived = [(max(0.0, real), knowledge.rates.get(name)) for name, _, real in knowledge.history]
-    seconds = _life(
-        prior.life_seconds,
-        knowledge.life_seconds,
-        sum(real for real, _ in survived),
-        knowledge.samples,
-    )
-    carried = _life(
-        prior.life_bytes,
-        knowledge.life_bytes,
-        sum(real * (rate or 0.0) for real, rate in survived),
-        knowledge.samples,
-    )
-    if seen:
-        by_age, by_bytes = _seen_lives(seen)
-        weight = len(seen) / (len(seen) + 1)
-        seconds = _mixed(seconds, by_age, weight)
-        carried = _mixed(carried, by_bytes, weight)
-    return Link(
-        rtt=rtt,
-        rate=_rate(prior.rate, knowledge, rtt),
-        life_seconds=seconds,
-        life_bytes=carried,
-        limit_rate=node.ceiling,
-    )
 
 
 def estimate(  # noqa: PLR0913 - all that an estimate depends on, by name
@@ -403,11 +335,11 @@ def _corrected(model: Estimate, missing: int, transport: str, knowledge: Knowled
         return model
     terms, seconds = list(model.terms), model.seconds
     connect = terms[0][1]
-    rate = _settled_rate(knowledge, transport, connect)
+    rate = settled_rate(knowledge, transport, connect)
     rest = seconds - connect
     if rate is not None and rest > 0:
         observed = missing / min(rate / link.sharers, link.share or math.inf)
-        blended = _blend(rest, observed, _trust(knowledge))
+        blended = blend(rest, observed, trust(knowledge))
         terms.append(("as seen here before", blended - rest))
         seconds = connect + blended
     share = knowledge.success.get(transport)
@@ -418,81 +350,6 @@ def _corrected(model: Estimate, missing: int, transport: str, knowledge: Knowled
         if believed < 1:
             terms.append(("attempts that failed here before", seconds * (1 / believed - 1)))
     return _sum(terms, model.note)
-
-
-def _settled_rate(knowledge: Knowledge, transport: str, connect: float) -> float | None:
-    """Give the rate that was seen once connected: short moves are mostly connecting."""
-    rate = _positive(knowledge.rates.get(transport))
-    spent = [real for name, _, real in knowledge.history if name == transport and real > 0]
-    if rate is None or not spent:
-        return rate
-    typical = sum(spent) / len(spent)
-    # No more than a tenfold correction: what is left of a short move is mostly noise.
-    return rate * typical / max(typical - connect, typical / 10)
-
-
-def _rate(prior: float | None, knowledge: Knowledge, rtt: float) -> float | None:
-    """Tell what the line carries, from what any transport has reached on it."""
-    connect = (1 + 12) * rtt + LOGIN_SECONDS  # measured: a login over ssh is about 12 round trips
-    rates = (_settled_rate(knowledge, name, connect) for name in knowledge.rates)
-    best = max((rate for rate in rates if rate is not None), default=None)
-    if best is None or knowledge.samples <= 0:
-        return prior
-    if best > SSH_WINDOW / rtt / 2:
-        # As fast as one window allows: it was not the line that held it back.
-        return max(best, prior or UNKNOWN_RATE)
-    return best if prior is None else _blend(prior, best, _trust(knowledge))
-
-
-def _trust(knowledge: Knowledge) -> float:
-    return knowledge.samples / (knowledge.samples + PRIOR_WEIGHT)
-
-
-def _blend(believed: float, observed: float, weight: float) -> float:
-    """Mix two positive figures by their ratio."""
-    return float(believed ** (1 - weight) * observed**weight)
-
-
-def _life(prior: float | None, known: float | None, survived: float, samples: int) -> float | None:
-    """Mix a prior life with what was seen, by how often connections are cut.
-
-    Where no loss was ever seen, all that was `survived` without one lengthens the prior.
-    """
-    known = _positive(known)
-    if known is None:
-        return None if prior is None else prior + survived / PRIOR_WEIGHT
-    samples = max(1, samples)
-    return _mixed(prior, known, samples / (samples + PRIOR_WEIGHT))
-
-
-def _mixed(believed: float | None, observed: float | None, weight: float) -> float | None:
-    """Mix two lives by how often they end; None never ends."""
-    often = (1 - weight) * (1 / believed if believed else 0.0)
-    often += weight * (1 / observed if observed else 0.0)
-    return 1 / often if often > 0 else None
-
-
-def _seen_lives(seen: Sequence[Life]) -> tuple[float | None, float | None]:
-    """Tell the life in seconds and in bytes; only one of them where the losses show which."""
-    ages = [max(life.seconds, 0.01) for life in seen]
-    loads = [max(float(life.carried), 1.0) for life in seen]
-    age, load = _middle(ages), _middle(loads)
-    if len(seen) >= _PATTERN:
-        by_age = _scatter(ages, age)
-        by_load = _scatter(loads, load)
-        if by_age < by_load / 2:
-            return age, None
-        if by_load < by_age / 2:
-            return None, load
-    return age, load
-
-
-def _middle(values: Sequence[float]) -> float:
-    return sorted(values)[(len(values) - 1) // 2]
-
-
-def _scatter(values: Sequence[float], middle: float) -> float:
-    return sum(abs(value - middle) for value in values) / len(values) / middle
 
 
 def _doubted(expected: Estimate, *, seen: bool) -> Estimate:
@@ -523,7 +380,3 @@ def _lives(link: Link) -> str:
     if link.life_bytes is not None:
         parts.append(f"carry about {format_size(link.life_bytes)}")
     return f"connections to this node {' and '.join(parts) or 'do not last'}"
-
-
-def _positive(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) and value > 0 else None

@@ -9,15 +9,16 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, cast
 
 from rrmove.errors import NoRouteError, UsageError
-from rrmove.estimate import THROUGH_US, Sharing, estimate, link_of
+from rrmove.estimate import THROUGH_US, Sharing, estimate
+from rrmove.link import link_of
 from rrmove.model import Plan, Refusal, Remote, Step
 from rrmove.probe import CLEAN, PORTS, REACH, port_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rrmove.estimate import Link
     from rrmove.knowledge import Knowledge, Life
+    from rrmove.link import Link
     from rrmove.model import Estimate, Node, Options, Request, Route
     from rrmove.probe import Facts
     from rrmove.transport import Capabilities, Transport

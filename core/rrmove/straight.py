@@ -14,7 +14,6 @@ from rrmove import manifest as manifests
 from rrmove.children import adopting, children, end_all
 from rrmove.containment import Loan, Tally, contained, kind_of
 from rrmove.errors import Fatal, IntegrityError, RRMoveError, Transient, TransportError, Unusable, UsageError
-from rrmove.estimate import UNKNOWN_RATE
 from rrmove.events import (
     AttemptFailed,
     AttemptStarted,
@@ -28,6 +27,7 @@ from rrmove.events import (
     Waiting,
 )
 from rrmove.landing import PartFile, locate
+from rrmove.link import UNKNOWN_RATE
 from rrmove.model import Attempt, GiveUp, Outcome, Plan, Succeed, Try
 from rrmove.plan import make_plan, require_route
 from rrmove.policy import next_action

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from rrmove.cli import failure, interrupt
+from rrmove.cli.asked import asked
 from rrmove.cli.jsonlines import JSONLines, outcome_object, unfinished_object
 from rrmove.cli.progress import Watcher, watcher
 from rrmove.cli.result import result_line
@@ -120,23 +121,8 @@ async def _move(command: AutoCommand, errand: Errand, seen: Watcher) -> Outcome:
 
 def wishes(command: AutoCommand, errand: Errand, on_event: Callable[[Event], None]) -> Wishes:
     """Give what was typed as `move()` takes it."""
-    options = command.options
-    return {
-        "only": options.only,
-        "without": options.without,
-        "limit_rate": options.limit_rate,
-        "deadline": options.deadline,
-        "priority": options.priority,
-        "sha256": options.sha256,
-        "settings": {each.name: each.value for each in options.settings},
-        "plugins": options.plugins,
-        "alone": True,
-        "mirrors": options.mirrors,
-        "ssh": command.access.ssh,
-        "inventory": errand.inventory,
-        "on_event": on_event,
-        "begun": errand.begun,
-    }
+    more: Wishes = {"alone": True, "on_event": on_event, "begun": errand.begun}
+    return {**asked(command, errand.inventory), **more}
 
 
 async def tick(seen: Watcher | Board) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rrmove.cli import interrupt
+from rrmove.cli.asked import asked
 from rrmove.cli.jsonlines import dumps
 from rrmove.cli.places import check_targets, source_of
 from rrmove.cli.stdout import kept
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rrmove.cli.arguments import PlanCommand
     from rrmove.inventory import Inventory
     from rrmove.model import Node, Step
-    from rrmove.moving import Preview, Wishes
+    from rrmove.moving import Preview
 
 NO_ROUTE = 3
 NOTHING = 0.005  # seconds below which a term changes no sum
@@ -38,7 +39,7 @@ def run(command: PlanCommand) -> int:
     if len(nodes) > 1:
         from rrmove.cli import plans
 
-        return plans.run(command, source, nodes, wishes(command, inventory))
+        return plans.run(command, source, nodes, asked(command, inventory))
     with kept():
         seen = interrupt.run(_look(command, source, nodes[0], inventory))
     show([dumps(plan_object(seen))] if command.output.json else describe(seen))
@@ -48,25 +49,7 @@ def run(command: PlanCommand) -> int:
 async def _look(command: PlanCommand, source: Path | Remote, node: Node, inventory: Inventory) -> Preview:
     from rrmove.moving import preview
 
-    return await preview(source, node, **wishes(command, inventory))
-
-
-def wishes(command: PlanCommand, inventory: Inventory) -> Wishes:
-    """Put a command's options into a call's words."""
-    access, options = command.access, command.options
-    return {
-        "only": options.only,
-        "without": options.without,
-        "limit_rate": options.limit_rate,
-        "deadline": options.deadline,
-        "priority": options.priority,
-        "sha256": options.sha256,
-        "settings": {each.name: each.value for each in options.settings},
-        "plugins": options.plugins,
-        "mirrors": options.mirrors,
-        "inventory": inventory,
-        "ssh": access.ssh,
-    }
+    return await preview(source, node, **asked(command, inventory))
 
 
 def describe(seen: Preview) -> Iterator[str]:

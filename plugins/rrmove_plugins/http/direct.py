@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from rrmove import Fatal, Job, Unusable, serve_there
+from rrmove import Job, Unusable, serve_there
 from rrmove_plugins.http.knocking import haste, knock, patience
 from rrmove_plugins.http.line import Door
 from rrmove_plugins.http.places import Place, Shut, greeted, named, places_of
@@ -47,11 +47,7 @@ async def send_direct(job: Job, late: Callable[[], None]) -> None:
     server, free = await _way_in(job, await places_of(job), late)
     if server is not None:
         await job.landing.admit()
-    try:
-        fd = os.open(job.request.source.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Fatal(f"cannot read {str(job.request.source.path)!r}: {error.strerror}") from error
-    try:
+    with job.request.source.opened() as fd:
         missing = tuple(job.missing)
         if server is not None:
             await _sent(Sender(job, fd, server, missing))
@@ -61,8 +57,6 @@ async def send_direct(job: Job, late: Callable[[], None]) -> None:
             await _sent(Sender(job, fd, await _started(job, free, missing), missing, back))
             # A receiver takes no byte twice: for what arrived altered there has to be another one
             missing = await job.landing.survey() if back.wrong else ()
-    finally:
-        os.close(fd)
 
 
 async def _way_in(job: Job, places: Sequence[Place], late: Callable[[], None]) -> tuple[Door | None, Sequence[Place]]:

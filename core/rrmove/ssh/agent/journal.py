@@ -67,29 +67,36 @@ def alone(fd):
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def admit(agent, part, journal, ino, servers=1):
-    """Let data servers write, until `shut_out`; or (0) none, and just have all who verified the part do so anew.
-
-    It changes the part's identity, which is in the answer.
-    """
+@contextlib.contextmanager
+def locked(agent, part):
+    """Open a part and hold its lock; gives the descriptor."""
     fd = agent.disk.part(part)
     if fd is None:
         raise Refused("ENOENT", "the part file is gone")
     try:
         with alone(fd):
-            seen = os.fstat(fd)
-            if identity(seen, part) != ino:
-                raise Refused("ESTALE", "the part file is another one than was opened")
-            first, admitted = journal_of(part)
-            if not (admitted and servers):
-                try:
-                    note = json.loads((first or b"{}").decode("ascii"))
-                except ValueError:
-                    note = {}  # torn by a crash: it is for people, and the number in it for us
-                write_journal(journal, note, ADMITTED if servers else b"")
-            return {"ino": identity(seen, part)}
+            yield fd
     finally:
         os.close(fd)
+
+
+def admit(agent, part, journal, ino, servers=1):
+    """Let data servers write, until `shut_out`; or (0) none, and just have all who verified the part do so anew.
+
+    It changes the part's identity, which is in the answer.
+    """
+    with locked(agent, part) as fd:
+        seen = os.fstat(fd)
+        if identity(seen, part) != ino:
+            raise Refused("ESTALE", "the part file is another one than was opened")
+        first, admitted = journal_of(part)
+        if not (admitted and servers):
+            try:
+                note = json.loads((first or b"{}").decode("ascii"))
+            except ValueError:
+                note = {}  # torn by a crash: it is for people, and the number in it for us
+            write_journal(journal, note, ADMITTED if servers else b"")
+        return {"ino": identity(seen, part)}
 
 
 def shut_out(agent, part):

@@ -4,7 +4,7 @@ import os
 import stat
 
 from rrmove.ssh.agent.common import BAD, JOURNAL, PART, Refused, home, raw, remove, text
-from rrmove.ssh.agent.journal import alone, identity, journal_of, write_journal
+from rrmove.ssh.agent.journal import identity, journal_of, locked, write_journal
 
 
 def nearest(path):
@@ -79,19 +79,13 @@ def open_part(agent, part, journal, note, size, need):
 
 
 def commit(agent, part, journal, target, size, ino, mode, mtime_ns, check):
-    fd = agent.disk.part(part)
-    if fd is None:
-        raise Refused("ENOENT", "the part file is gone")
-    try:
-        with alone(fd):
-            seen = os.fstat(fd)
-            if identity(seen, part) != ino or seen.st_size != size:
-                raise Refused("ESTALE", "the part file is another one than was verified")
-            if journal_of(part)[1]:
-                raise Refused("ESTALE", "a data server may still write to the part file")
-            finish(agent, fd, part, target, size, mode, mtime_ns, check)
-    finally:
-        os.close(fd)
+    with locked(agent, part) as fd:
+        seen = os.fstat(fd)
+        if identity(seen, part) != ino or seen.st_size != size:
+            raise Refused("ESTALE", "the part file is another one than was verified")
+        if journal_of(part)[1]:
+            raise Refused("ESTALE", "a data server may still write to the part file")
+        finish(agent, fd, part, target, size, mode, mtime_ns, check)
     agent.disk.forget(part)
     directory = os.open(os.path.dirname(raw(target)), os.O_RDONLY)
     try:
