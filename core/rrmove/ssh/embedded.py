@@ -36,7 +36,7 @@ CONNECT_TIMEOUT = 10.0  # seconds, for each of TCP, key exchange and authenticat
 WINDOW = 16 << 20  # bytes on their way to us; measured: paramiko's 2 MiB bound pulls over long links
 PACKET = 32 * 1024  # what OpenSSH takes at most
 SLICE = PACKET - 64  # what paramiko makes one packet of; 32 KiB sends beat 1 MiB sends by 0.57 to 0.40
-READ_AHEAD = 256 * 1024  # bytes read from the source file at a time
+READ_AHEAD = 256 * 1024  # bytes taken at a time of what the command says
 WORDS = 64 * 1024  # bytes of stderr that are kept
 MOST_HOPS = 8
 FORBIDDEN = 1  # SSH_OPEN_ADMINISTRATIVELY_PROHIBITED, RFC 4254
@@ -59,13 +59,11 @@ def open_channel(login: ParamikoLogin, command: str, on_rtt: Callable[[float], N
 
 
 class ParamikoChannel:
-    """A command on the node, over a connection of its own; see `rrmove.ssh.channel.Channel`."""
+    """A command on the node, over a connection of its own."""
 
     def __init__(self, login: ParamikoLogin, channel: paramiko.Channel) -> None:
         self._login, self._channel = login, channel
-        self._ahead = bytearray()
         self._words = b""
-        self._buffer = bytearray(READ_AHEAD)
 
     def receive(self) -> bytes:
         """Wait for what the command has to say next; nothing at the end of the stream."""
@@ -78,17 +76,6 @@ class ParamikoChannel:
         """Tell the command that its input ends. Raises OSError where the connection is gone."""
         self._channel.shutdown_write()
 
-    def read(self, size: int) -> bytes:
-        """Read exactly `size` bytes, fewer at the end of the stream."""
-        while len(self._ahead) < size:
-            data = self.receive()
-            if not data:
-                break
-            self._ahead += data
-        piece = bytes(self._ahead[:size])
-        del self._ahead[:size]
-        return piece
-
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write all of `data`; blocks while the window is full. Raises OSError at the end."""
         view = memoryview(data)
@@ -100,24 +87,6 @@ class ParamikoChannel:
             if not sent:
                 raise BrokenPipeError("the channel is closed")
             view = view[sent:]
-
-    def write_file(self, fd: int, offset: int, length: int) -> None:
-        """Write a span of an open file. Raises Fatal when the file is shorter than that."""
-        done, view = 0, memoryview(self._buffer)
-        while done < length:
-            got = os.preadv(fd, [view[: min(READ_AHEAD, length - done)]], offset + done)
-            if not got:
-                raise Fatal("the source file has become shorter while it was sent", node=self._login.node.name)
-            self.write(view[:got])
-            done += got
-
-    def kill(self) -> None:
-        """End the connection; who reads or writes finds out at once. A repeat does nothing."""
-        self._login.cut()
-
-    def close(self) -> None:
-        """Wait for the connection's threads to end, once no thread of ours uses it any more."""
-        self._login.end()
 
     def cause(self) -> RRMoveError:
         """Say why the stream ended, in the words of the node where it has any."""
