@@ -22,11 +22,12 @@ from rrmove.lease import Lease, LeaseLost
 from rrmove.model import Node, Outcome, Remote, Source, SSHSettings, shown_url
 from rrmove.remote import read_ledger
 from rrmove.testing import EmbeddedNode, Faults
+from tests.plugins.moves import until
 from tests.ssh.local import processes_with
 from tests.web import OLD, Page, Web
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [
@@ -86,13 +87,6 @@ def here(shared: Here) -> Here:
     shared.web.seen.clear()
     shared.web.cut = 0
     return shared
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for what comes soon on an idle machine and later on a busy one."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 def nothing_runs(here: Here) -> bool:

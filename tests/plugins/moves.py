@@ -70,6 +70,18 @@ async def cancelled_at(count: int, path: Path, embedded: EmbeddedNode, transport
     assert len(parts(embedded)) == 1
 
 
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Wait for what comes soon on an idle machine and later on a busy one."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def holds(embedded: EmbeddedNode, data: bytes, name: str = "model.pth") -> bool:
+    """Tell whether a file with these bytes is all that is in the node's home."""
+    return [path.name for path in embedded.home.iterdir()] == [name] and (embedded.home / name).read_bytes() == data
+
+
 def parts(embedded: EmbeddedNode) -> list[Path]:
     return list(embedded.home.rglob(".*.rrmove-part"))
 

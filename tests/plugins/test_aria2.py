@@ -24,11 +24,12 @@ from rrmove.events import Event, Progressed
 from rrmove.model import Node, Outcome, SSHSettings
 from rrmove.testing import EmbeddedNode
 from rrmove_plugins.chunked import Chunked
+from tests.plugins.moves import holds, until
 from tests.ssh.local import alive, processes_with
 from tests.web import Page, Web
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.usefixtures("own_experience"),
@@ -71,16 +72,8 @@ async def move(source: Path | str, embedded: EmbeddedNode, *ways: str, **wishes:
     return await rrmove.move(source, node_of(embedded), only=ways or ("aria2",), **wishes)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def arrived(embedded: EmbeddedNode) -> bool:
-    return [path.name for path in embedded.home.iterdir()] == ["model.pth"] and (
-        embedded.home / "model.pth"
-    ).read_bytes() == DATA
+    return holds(embedded, DATA)
 
 
 def daemons(node: EmbeddedNode) -> list[int]:

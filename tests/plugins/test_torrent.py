@@ -33,11 +33,12 @@ from rrmove_plugins.torrent import Torrent, swarm
 from rrmove_plugins.torrent.metainfo import hashed, metainfo
 from rrmove_plugins.torrent.seeder import Seeder, pack_for
 from rrmove_plugins.torrent.settings import TorrentSettings
+from tests.plugins.moves import holds, until
 from tests.plugins.swarm import node_has_libtorrent
 from tests.ssh.local import alive, processes_with
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 lt: Any = pytest.importorskip("libtorrent")
 pytestmark = [
@@ -100,16 +101,8 @@ async def move(source: Path, embedded: EmbeddedNode, *ways: str, **wishes: Any) 
     return await rrmove.move(source, node_of(embedded), only=ways or ("torrent",), **wishes)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def arrived(embedded: EmbeddedNode) -> bool:
-    return [path.name for path in embedded.home.iterdir()] == ["model.pth"] and (
-        embedded.home / "model.pth"
-    ).read_bytes() == DATA
+    return holds(embedded, DATA)
 
 
 def clients(nodes: list[EmbeddedNode]) -> list[int]:

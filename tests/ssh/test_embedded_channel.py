@@ -488,11 +488,6 @@ def test_the_log_stays_silent(server: EmbeddedNode, capfd: pytest.CaptureFixture
     assert capfd.readouterr().err == ""
 
 
-def test_a_channel_is_what_lanes_expect() -> None:
-    for name in ("read", "write", "write_file", "kill", "close", "cause"):
-        assert callable(getattr(ParamikoChannel, name))
-
-
 # Without any connection
 
 
