@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from rrmove.manifest import Manifest
-    from rrmove.model import Node, Options
+    from rrmove.model import Node, Options, Route
     from rrmove.siblings.batch import Siblings
 
 T = TypeVar("T")
@@ -55,10 +55,13 @@ class Common:
         return self.limiters.setdefault(node.name, TokenBucket(node.ceiling, within=self.limit))
 
     @asynccontextmanager
-    async def at_work(self, node: Node, tell: Callable[[str], None]) -> AsyncIterator[None]:
-        """Let an attempt have its share of the limits that the node has in common with others; `tell` as `shared()`."""
+    async def at_work(self, node: Node, route: Route, tell: Callable[[str], None]) -> AsyncIterator[None]:
+        """Let an attempt have its share of the limits that the node has in common with others; `tell` as `shared()`.
+
+        What a node pulls from a sibling does not leave from here, and takes nothing from anybody's share.
+        """
         limits, own = node.all_limits, self._options.limit_rate
-        if not limits:
+        if not limits or route == "sibling":
             yield
             return
         from rrmove.limits.shares import shared

@@ -350,6 +350,12 @@ class Request:
     audience: int = 1
     offer: Offer | None = None
 
+    @property
+    def shared_limit(self) -> float | None:
+        """The least of what is allowed to several moves together, in bytes a second; None without a limit."""
+        rates = [limit.rate for limit in self.node.limits]
+        return min((rate for rate in (self.options.limit_rate, *rates) if rate is not None), default=None)
+
 
 Resume = Literal["exact", "rescan", "none"]
 Route = Literal["ssh", "direct", "reverse", "swarm", "web", "sibling"]

@@ -75,7 +75,8 @@ def make_plan(  # noqa: PLR0913 - all that a ranking depends on, and nothing hid
                 replace(_on_this_way(_suited(transport, request, facts), facts), route=way[0]),
                 missing=missing,
                 size=size,
-                link=link,
+                # What a sibling gives does not leave from here: of all limits only the node's own is for that.
+                link=replace(link, limit_rate=request.node.limit_rate) if way[0] == "sibling" else link,
                 transport=name,
                 knowledge=knowledge,
                 seen=way[1],
@@ -101,7 +102,7 @@ def _sharing(route: Route, request: Request, facts: Facts, uplink: float | None)
     # A torrent port that let us in lets others in; a node that lets nobody in gets all it needs from us.
     state = (facts.get(PORTS) or {}).get(request.node.ports.torrent)
     meets = state in {"open", "refused"} or (request.offer is not None and request.offer.giver is not None)
-    limit = request.options.limit_rate
+    limit = request.shared_limit
     return Sharing(audience=audience, uplink=uplink, limit_rate=limit, offer=request.offer, meets=meets)
 
 

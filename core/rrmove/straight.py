@@ -154,8 +154,8 @@ class Run:
         if seat is None or not missing:
             return
         seat.sits(self.session, request.node, self.facts, self.landing.part, self.manifest.size)
-        limits = (self.setting.uplink() or UNKNOWN_RATE, request.options.limit_rate)
-        if not worth(missing, request.audience, min(filter(None, limits))):
+        allowed = request.shared_limit or math.inf
+        if not worth(missing, request.audience, min(self.setting.uplink() or UNKNOWN_RATE, allowed)):
             return
         seat.feeds = self.setting.registry.transports[self.plan.steps[0].transport].capabilities.route
         offer = await seat.seek()
@@ -246,7 +246,10 @@ class Run:
             emit=tally.emit,
             siblings=self.setting.seat,
         )
-        async with self.setting.common.at_work(self.request.node, lambda why: self.setting.emit(Unshared(node, why))):
+        route = transport.capabilities.route
+        async with self.setting.common.at_work(
+            self.request.node, route, lambda why: self.setting.emit(Unshared(node, why))
+        ):
             error = await self._watched(name, transport.send(job), tally, loan)
         lives = tally.lives
         self.lives += lives

@@ -199,7 +199,7 @@ def test_without_a_limit_nothing_is_opened_nor_loaded(own_state: Path) -> None:
         "import asyncio, sys; from rrmove.common import Common; from rrmove.model import *\n"
         "async def main():\n"
         "    common = Common(Source.of(sys.executable), Options())\n"
-        "    async with common.at_work(Node(name='n'), print): pass\n"
+        "    async with common.at_work(Node(name='n'), 'ssh', print): pass\n"
         "asyncio.run(main())\n"
         "late = {'sqlite3', 'rrmove.limits.shares', 'rrmove.limits.claims', 'rrmove.limits.division'}\n"
         "print(sorted(late & sys.modules.keys()))"

@@ -12,7 +12,7 @@ import pytest
 
 import rrmove
 from rrmove.foresight import foresee
-from rrmove.model import Node, SSHSettings
+from rrmove.model import Limit, Node, SSHSettings
 from rrmove.setting import log_in
 from rrmove.siblings.door import open_door, reached
 from rrmove.testing import EmbeddedNode
@@ -45,16 +45,21 @@ def source(tmp_path: Path, nodes: dict[str, EmbeddedNode], monkeypatch: pytest.M
     return path
 
 
-def placed(node: EmbeddedNode, name: str) -> Node:
-    return Node(name=name, ssh=SSHSettings(config=node.ssh_config))
+def placed(node: EmbeddedNode, name: str, *limits: Limit) -> Node:
+    return Node(name=name, ssh=SSHSettings(config=node.ssh_config), limits=limits)
 
 
-async def test_all_get_it_and_only_one_from_us(nodes: dict[str, EmbeddedNode], source: Path) -> None:
-    targets = [placed(node, name) for name, node in nodes.items()]
-    seen: list[rrmove.Event] = []
+@pytest.mark.parametrize("whose", ["the command's", "the provider's"])
+async def test_all_get_it_and_only_one_from_us(nodes: dict[str, EmbeddedNode], source: Path, whose: str) -> None:
+    """Under a limit for all together, which is for what leaves from here."""
+    limits = (Limit("provider p", 8e6),) if whose == "the provider's" else ()
+    rate = None if limits else 8e6
+    targets = [placed(node, name, *limits) for name, node in nodes.items()]
     outcomes = [
         outcome
-        async for outcome in rrmove.distribute(source, targets, limit_rate=8e6, on_event=seen.append, without=("http",))
+        async for outcome in rrmove.distribute(
+            source, targets, limit_rate=rate, on_event=seen.append, without=("http",)
+        )
     ]
     assert all(outcome.ok for outcome in outcomes), [outcome.error for outcome in outcomes]
     ways = sorted(outcome.attempts[-1].transport for outcome in outcomes)
