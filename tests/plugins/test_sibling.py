@@ -55,12 +55,7 @@ async def test_all_get_it_and_only_one_from_us(nodes: dict[str, EmbeddedNode], s
     limits = (Limit("provider p", 8e6),) if whose == "the provider's" else ()
     rate = None if limits else 8e6
     targets = [placed(node, name, *limits) for name, node in nodes.items()]
-    outcomes = [
-        outcome
-        async for outcome in rrmove.distribute(
-            source, targets, limit_rate=rate, on_event=seen.append, without=("http",)
-        )
-    ]
+    outcomes = [outcome async for outcome in rrmove.distribute(source, targets, limit_rate=rate, without=("http",))]
     assert all(outcome.ok for outcome in outcomes), [outcome.error for outcome in outcomes]
     ways = sorted(outcome.attempts[-1].transport for outcome in outcomes)
     assert ways[-2:] == ["sibling", "sibling"]
